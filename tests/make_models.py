@@ -96,8 +96,12 @@ def plain(nodes, inputs, outputs):
 def converted(estimator, data, zipmap):
     rows, _ = data
     options = {} if zipmap else {id(estimator): {"zipmap": False}}
-    # skl2onnx would name the graph after a random number.
-    return to_onnx(estimator, rows[:1].astype("float32"), options=options, name="test", target_opset=OPSETS)
+    # skl2onnx would name the graph after a random number, and lists the opsets in a set's order.
+    model = to_onnx(estimator, rows[:1].astype("float32"), options=options, name="test", target_opset=OPSETS)
+    opsets = sorted(model.opset_import, key=lambda opset: opset.domain)
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
+    return model
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-//! placeholder
+//! The device's half: pulls, proves, scores, captures, uploads.

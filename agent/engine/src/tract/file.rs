@@ -74,8 +74,12 @@ impl OnnxFile {
 
     /// The version of a domain that the file imports; 0 if none.
     pub(crate) fn opset(&self, of: &str) -> i64 {
-        let import = self.proto.opset_import.iter().find(|import| domain(&import.domain) == of);
-        import.map_or(0, |import| import.version)
+        self.opsets().find(|(domain, _)| *domain == of).map_or(0, |(_, version)| version)
+    }
+
+    /// The operator sets that the file imports: domain and version.
+    pub(crate) fn opsets(&self) -> impl Iterator<Item = (&str, i64)> {
+        self.proto.opset_import.iter().map(|import| (domain(&import.domain), import.version))
     }
 
     /// Every operator in the graph and in the graphs inside its nodes.

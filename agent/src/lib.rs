@@ -1,1 +1,3 @@
-//! placeholder
+//! The Edgewise agent: all that happens on the device.
+
+pub mod spool;

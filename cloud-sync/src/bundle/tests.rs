@@ -1,0 +1,1 @@
+//! Bundles in their three forms, and those that are refused.

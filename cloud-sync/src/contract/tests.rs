@@ -1,0 +1,1 @@
+//! Golden bytes: what each message looks like on the wire. A change here breaks devices in the field.

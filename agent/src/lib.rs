@@ -14,13 +14,19 @@
 //! | [`durable`] | files that survive a power cut |
 
 pub mod app;
+pub mod body;
 pub mod capture;
 pub mod commands;
+pub mod config;
 pub mod deploy;
 pub mod durable;
 pub mod fetch;
 pub mod health;
+pub mod http;
 pub mod link;
+pub mod log;
+pub mod metrics;
+pub mod routes;
 pub mod scorer;
 pub mod service;
 pub mod settings;

@@ -3,6 +3,7 @@
 //! The only place that makes a [`Proven`] version, and so the only way to serve.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cloud_sync::bundle::Accelerator;
 use cloud_sync::name::ModelName;
@@ -49,7 +50,7 @@ pub fn prove(
     }
     check_golden(bundle, &mut first)?;
 
-    let signature = first.model.signature().clone();
+    let signature = Arc::new(first.model.signature().clone());
     let facts = Facts {
         name: name.clone(),
         version,

@@ -43,7 +43,7 @@ pub struct Facts {
     /// The digest of its bundle.
     pub digest: Digest,
     /// What it takes and gives.
-    pub signature: Signature,
+    pub signature: Arc<Signature>,
     /// Names of its classes, in order; empty where the bundle has none.
     pub labels: Vec<String>,
     /// The engine that runs it, with its version.
@@ -179,17 +179,20 @@ impl Scorer {
     }
 
     /// Puts a proven version in place of the one that serves, which finishes what it has. Blocking: returns
-    /// when the version before is out of memory, or after [`DRAIN`].
-    pub fn swap(&self, proven: Proven) -> std::io::Result<()> {
+    /// when the version before is out of memory, or after [`DRAIN`]; the answer is how long a new request could
+    /// have had to wait.
+    pub fn swap(&self, proven: Proven) -> std::io::Result<Duration> {
         let live = Arc::new(Live::start(proven)?);
+        let begun = Instant::now();
         let before = {
             let mut all = self.live.write().unwrap_or_else(PoisonError::into_inner);
             all.insert(live.facts.name.clone(), live)
         };
+        let swapped = begun.elapsed();
         if let Some(before) = before {
             before.retire();
         }
-        Ok(())
+        Ok(swapped)
     }
 
     /// Stops serving a model. Blocking, as [`Scorer::swap`].

@@ -17,7 +17,7 @@ use crate::load::{Engine, LoadError, LoadOptions, Loaded, Provider, brief};
 use crate::model::{InputError, Model, ScoreError};
 use crate::signature::Signature;
 use crate::tensor::{Data, Element, Tensor, Tensors, elements};
-use crate::tract::OnnxFile;
+use crate::tract::{OnnxFile, Operator};
 
 /// Loads a model on ONNX Runtime.
 pub(crate) fn load(
@@ -173,9 +173,28 @@ fn providers(provider: Provider) -> Vec<ExecutionProviderDispatch> {
     providers.into_iter().map(ExecutionProviderDispatch::error_on_failure).collect()
 }
 
-/// ONNX Runtime says no in a sentence; where an operator or its opset is the reason, the error names it.
+/// ONNX Runtime says no in a sentence; where an operator or an opset is the reason, the error names it.
 fn refusal(file: &OnnxFile, why: &str) -> LoadError {
-    LoadError::refused(Engine::OnnxRuntime, why)
+    let engine = Engine::OnnxRuntime;
+    if let Some((_, newest)) = why.split_once("is till opset ") {
+        let newest =
+            newest.split(|c: char| !c.is_ascii_digit()).next().and_then(|number| number.parse().ok());
+        let mut imports = file.opsets();
+        let import = imports.find(|(_, opset)| why.contains(&format!("Opset {opset} is under development")));
+        if let (Some(newest), Some((domain, opset))) = (newest, import) {
+            return LoadError::UnsupportedOpset { engine, domain: domain.into(), opset, newest };
+        }
+    }
+    const OPERATOR: [&str; 3] =
+        ["is not a registered function/op", "No Op registered for", "Could not find an implementation for"];
+    if OPERATOR.iter().any(|reason| why.contains(reason)) {
+        let names = |op: &str| [format!("for {op} "), format!("for {op}("), format!(":{op}(")];
+        let named = |operator: &Operator<'_>| names(operator.op).iter().any(|name| why.contains(name));
+        if let Some(Operator { op, domain, opset }) = file.operators().into_iter().find(named) {
+            return LoadError::UnsupportedOp { engine, op: op.into(), domain: domain.into(), opset };
+        }
+    }
+    LoadError::refused(engine, why)
 }
 
 fn to_ort<'a>(name: &str, tensor: &'a Tensor) -> Result<SessionInputValue<'a>, InputError> {
@@ -239,7 +258,7 @@ fn from_ort(value: &DynValue) -> Result<Tensor, String> {
 
 /// Booleans by their bytes: a constant of a hostile file can hold one that is neither 0 nor 1, which a `bool` must not.
 fn bools(value: &DynValue) -> Result<Tensor, String> {
-    let value = value.downcast_ref::<DynTensorValueType>().map_err(|error| error.to_string())?;
+    let value = value.view().downcast::<DynTensorValueType>().map_err(|error| error.to_string())?;
     let shape: Result<Vec<usize>, _> = value.shape().iter().map(|length| usize::try_from(*length)).collect();
     let shape = shape.map_err(|error| error.to_string())?;
     let count = elements(&shape).ok_or("it has more elements than memory can address")?;

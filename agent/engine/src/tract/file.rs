@@ -74,8 +74,12 @@ impl OnnxFile {
 
     /// The version of a domain that the file imports; 0 if none.
     pub(crate) fn opset(&self, of: &str) -> i64 {
-        let import = self.proto.opset_import.iter().find(|import| domain(&import.domain) == of);
-        import.map_or(0, |import| import.version)
+        self.opsets().find(|(domain, _)| *domain == of).map_or(0, |(_, version)| version)
+    }
+
+    /// The operator sets that the file imports: domain and version.
+    pub(crate) fn opsets(&self) -> impl Iterator<Item = (&str, i64)> {
+        self.proto.opset_import.iter().map(|import| (domain(&import.domain), import.version))
     }
 
     /// Every operator in the graph and in the graphs inside its nodes.
@@ -83,11 +87,40 @@ impl OnnxFile {
         self.nodes().into_iter().map(|node| Operator::of(node, self)).collect()
     }
 
-    /// Whether a tree ensemble here tells two classes (or one) apart.
-    pub(crate) fn has_binary_trees(&self) -> bool {
-        self.nodes().into_iter().any(|node| {
-            node.op_type == "TreeEnsembleClassifier" && class_count(node).is_none_or(|classes| classes <= 2)
+    /// Why tract 0.23.9 would answer wrongly without saying so; `None` if nothing of that kind is known of this file.
+    pub(super) fn wrong_on_tract(&self) -> Option<String> {
+        self.nodes().into_iter().find_map(|node| match node.op_type.as_str() {
+            "TreeEnsembleClassifier" if class_count(node).is_none_or(|classes| classes <= 2) => Some(
+                "it answers the first label for every row of a TreeEnsembleClassifier of two classes".into(),
+            ),
+            "LinearClassifier" => self.surplus_coefficients(node),
+            _ => None,
         })
+    }
+
+    /// A file may carry more coefficients than its input has features; ONNX Runtime does not read the rest.
+    fn surplus_coefficients(&self, node: &NodeProto) -> Option<String> {
+        let floats =
+            |name| node.attribute.iter().find(|attribute| attribute.name == name).map(|a| a.floats.len());
+        let (coefficients, rows) = (floats("coefficients")?, floats("intercepts")?);
+        let input = self.signature.inputs.iter().find(|input| node.input.first() == Some(&input.name))?;
+        let features = (*input.shape.last()?)?;
+        (coefficients != rows.checked_mul(features)?).then(|| {
+            format!(
+                "its LinearClassifier has {coefficients} coefficients for {rows} rows of {features} features"
+            )
+        })
+    }
+
+    /// Gives every node a name of its own, as tract wants it.
+    pub(super) fn name_nodes_apart(&mut self) {
+        let mut taken = HashSet::new();
+        for (index, node) in self.proto.graph.iter_mut().flat_map(|graph| &mut graph.node).enumerate() {
+            if !node.name.is_empty() && !taken.insert(node.name.clone()) {
+                node.name = format!("{}#{index}", node.name);
+                taken.insert(node.name.clone());
+            }
+        }
     }
 
     fn nodes(&self) -> Vec<&NodeProto> {
@@ -190,5 +223,146 @@ fn length(dimension: &Dimension) -> Option<usize> {
     match dimension.value {
         Some(dimension::Value::DimValue(length)) => usize::try_from(length).ok(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A file of one graph; inputs and outputs are (name, number of the type, lengths).
+    pub(crate) struct Sketch {
+        pub(crate) inputs: Vec<(&'static str, i32, Vec<i64>)>,
+        pub(crate) nodes: Vec<NodeProto>,
+        pub(crate) outputs: Vec<(&'static str, i32, Vec<i64>)>,
+        pub(crate) opset: i64,
+    }
+
+    impl Sketch {
+        /// `y = op(x)` over floats of a free number of rows of three.
+        pub(crate) fn unary(op: &str) -> Sketch {
+            Sketch {
+                inputs: vec![("x", FLOAT, vec![-1, 3])],
+                nodes: vec![node(op, "", &["x"], &["y"])],
+                outputs: vec![("y", FLOAT, vec![-1, 3])],
+                opset: 17,
+            }
+        }
+
+        pub(crate) fn proto(self) -> ModelProto {
+            let value = |(name, elem_type, lengths): (&str, i32, Vec<i64>)| {
+                let dim = |length: i64| Dimension {
+                    denotation: String::new(),
+                    value: Some(match length {
+                        -1 => dimension::Value::DimParam("N".into()),
+                        length => dimension::Value::DimValue(length),
+                    }),
+                };
+                let shape = Some(TensorShapeProto { dim: lengths.into_iter().map(dim).collect() });
+                let tensor = type_proto::Tensor { elem_type, shape };
+                let value = Some(type_proto::Value::TensorType(tensor));
+                let r#type = Some(TypeProto { denotation: String::new(), value });
+                ValueInfoProto { name: name.into(), r#type, doc_string: String::new() }
+            };
+            let graph = GraphProto {
+                node: self.nodes,
+                input: self.inputs.into_iter().map(value).collect(),
+                output: self.outputs.into_iter().map(value).collect(),
+                ..GraphProto::default()
+            };
+            let import = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
+            ModelProto {
+                ir_version: 8,
+                opset_import: vec![import("", self.opset), import(CLASSICAL, 3)],
+                graph: Some(graph),
+                ..ModelProto::default()
+            }
+        }
+
+        pub(crate) fn bytes(self) -> Vec<u8> {
+            self.proto().encode_to_vec()
+        }
+    }
+
+    pub(crate) fn node(op: &str, domain: &str, input: &[&str], output: &[&str]) -> NodeProto {
+        let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+        NodeProto {
+            input: names(input),
+            output: names(output),
+            op_type: op.into(),
+            domain: domain.into(),
+            ..NodeProto::default()
+        }
+    }
+
+    pub(crate) fn labels(classes: i64) -> AttributeProto {
+        AttributeProto {
+            name: "classlabels_int64s".into(),
+            ints: (0..classes).collect(),
+            ..AttributeProto::default()
+        }
+    }
+
+    #[test]
+    fn a_zipmap_becomes_the_tensor_behind_it() {
+        let mut zipmap = node("ZipMap", CLASSICAL, &["p"], &["y"]);
+        zipmap.attribute.push(labels(3));
+        let mut sketch = Sketch::unary("Softmax");
+        sketch.nodes = vec![node("Softmax", "", &["x"], &["p"]), zipmap];
+        let mut proto = sketch.proto();
+        // A sequence of maps, which the reader knows nothing of.
+        proto.graph.as_mut().unwrap().output[0].r#type = Some(TypeProto::default());
+        let bytes = proto.encode_to_vec();
+
+        let file = OnnxFile::read(&bytes).unwrap();
+        assert_eq!(file.signature.outputs[0].kind(), "FP32 [-1, 3]");
+        let again = OnnxFile::read(&file.bytes(&bytes)).unwrap();
+        assert_eq!(again.signature, file.signature);
+        assert!(again.operators().iter().all(|operator| operator.op != "ZipMap"));
+    }
+
+    #[test]
+    fn what_no_engine_can_serve_is_named() {
+        let says = |change: &dyn Fn(&mut GraphProto)| {
+            let mut proto = Sketch::unary("Relu").proto();
+            change(proto.graph.as_mut().unwrap());
+            OnnxFile::read(&proto.encode_to_vec()).map(|_| ()).unwrap_err().to_string()
+        };
+        let weight = TensorProto { name: "w".into(), data_location: Some(1), ..TensorProto::default() };
+        assert!(
+            says(&|graph| graph.initializer.push(weight.clone()))
+                .starts_with("tensor `w` is kept in another file")
+        );
+        assert!(
+            says(&|graph| graph.output[0].r#type = None)
+                .starts_with("output `y`: it is a sequence, map or optional")
+        );
+        let retype = |graph: &mut GraphProto, change: &dyn Fn(&mut type_proto::Tensor)| {
+            let Some(type_proto::Value::TensorType(tensor)) =
+                &mut graph.input[0].r#type.as_mut().unwrap().value
+            else {
+                panic!("not a tensor")
+            };
+            change(tensor);
+        };
+        assert!(
+            says(&|graph| retype(graph, &|tensor| tensor.elem_type = 16)).starts_with("input `x`: type BF16")
+        );
+        assert!(
+            says(&|graph| retype(graph, &|tensor| tensor.shape = None)).contains("does not tell its rank")
+        );
+        assert!(says(&|graph| graph.output.clear()).contains("has no output"));
+        assert!(OnnxFile::read(b"").is_err());
+        assert!(OnnxFile::read(b"not a protobuf at all").is_err());
+    }
+
+    #[test]
+    fn a_weight_that_is_listed_as_an_input_is_none() {
+        let mut proto = Sketch::unary("Relu").proto();
+        let graph = proto.graph.as_mut().unwrap();
+        graph.input.push(ValueInfoProto { name: "w".into(), ..graph.input[0].clone() });
+        graph.initializer.push(TensorProto { name: "w".into(), data_type: FLOAT, ..TensorProto::default() });
+        let file = OnnxFile::read(&proto.encode_to_vec()).unwrap();
+        assert_eq!(file.signature.inputs.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>(), ["x"]);
     }
 }

@@ -4,4 +4,4 @@ mod engine;
 mod file;
 
 pub(crate) use engine::{TractModel, VERSION};
-pub(crate) use file::OnnxFile;
+pub(crate) use file::{OnnxFile, Operator};

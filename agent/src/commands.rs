@@ -4,6 +4,7 @@
 //! answer is given again. See [`once`].
 
 pub mod once;
+pub mod serve;
 
 use std::time::Duration;
 

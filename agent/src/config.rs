@@ -13,12 +13,12 @@ mod reader;
 mod route;
 
 use std::ffi::OsString;
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cloud_sync::contract::Collect;
-use cloud_sync::limits::bounded_text;
 use cloud_sync::name::{DeviceId, ModelName};
 use cloud_sync::session::{BrokerUrl, Credentials, TlsFiles};
 use cloud_sync::topic::Root;
@@ -228,6 +228,9 @@ impl Config {
 
 const LOCAL: Place = Place::Flag("--local");
 
+/// What MQTT can carry.
+const MAX_PASSWORD_BYTES: u64 = 65_535;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Reads every key; the routes have sections of their own. `None`: something is wrong, and kept in `reader`.
@@ -350,18 +353,15 @@ fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {
 
 /// The password in a file, without the line end that editors leave.
 fn password(text: &str) -> Result<String, String> {
-    let path = reader::file(text)?;
-    let mut password = read_bounded(&path).map_err(|error| format!("reading {text:?}: {error}"))?;
+    let describe = |error: std::io::Error| format!("reading {text:?}: {error}");
+    let mut password = String::new();
+    let file = std::fs::File::open(reader::file(text)?).map_err(describe)?;
+    file.take(MAX_PASSWORD_BYTES + 1).read_to_string(&mut password).map_err(describe)?;
+    if password.len() as u64 > MAX_PASSWORD_BYTES {
+        return Err(format!("{text:?} is larger than {MAX_PASSWORD_BYTES} bytes"));
+    }
     password.truncate(password.trim_end_matches(['\r', '\n']).len());
     if password.is_empty() { Err(format!("{text:?} holds no password")) } else { Ok(password) }
-}
-
-/// MQTT carries at most 64 KiB of password.
-fn read_bounded(path: &Path) -> std::io::Result<String> {
-    use std::io::Read;
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(65_535).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -55,11 +55,6 @@ impl Reporter {
         }
     }
 
-    /// The device's presence.
-    pub fn presence(&self, online: bool) -> Presence {
-        Presence { online, boot_id: self.agent.boot_id.clone(), agent_version: self.agent.version.clone() }
-    }
-
     /// Reports whenever the link has come up or the state has changed, until `stop`; then reports `stopping`
     /// and that the device is gone.
     pub async fn run(mut self, link: Link, mut connects: watch::Receiver<u64>, stop: CancellationToken) {
@@ -83,7 +78,7 @@ impl Reporter {
                 continue;
             }
             if connected {
-                self.log_failure(link.presence(&self.presence(true)).await);
+                self.log_failure(link.presence(&presence(&self.agent.boot_id, true)).await);
             }
             self.log_failure(link.report(&self.reported()).await);
             tokio::select! {
@@ -95,7 +90,7 @@ impl Reporter {
             let mut last = self.reported();
             last.agent.state = "stopping".to_owned();
             self.log_failure(link.report(&last).await);
-            self.log_failure(link.presence(&self.presence(false)).await);
+            self.log_failure(link.presence(&presence(&self.agent.boot_id, false)).await);
         }
     }
 
@@ -105,6 +100,11 @@ impl Reporter {
             tracing::debug!(%error, "the state was not reported");
         }
     }
+}
+
+/// Whether this device is there.
+pub fn presence(boot_id: &str, online: bool) -> Presence {
+    Presence { online, boot_id: boot_id.to_owned(), agent_version: env!("CARGO_PKG_VERSION").to_owned() }
 }
 
 /// What this machine is. Blocking: reads some files of the system.

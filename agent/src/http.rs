@@ -1,7 +1,7 @@
 //! The HTTP server: who may come in, how many at once, for how long, and what is answered where.
 //!
 //! - `inference` the Open Inference Protocol; `azure` `/score` as Azure ML serves it, with its `swagger`;
-//! - [`metrics`] what is counted; `intake` the reading of bodies; `failure` the errors.
+//! - `metrics` what is counted; `intake` the reading of bodies; `failure` the errors.
 //!
 //! Invariants:
 //! - Memory is bounded whoever calls: connections, headers, each body and all bodies together have limits.
@@ -13,7 +13,7 @@ mod azure;
 mod failure;
 mod inference;
 mod intake;
-pub mod metrics;
+mod metrics;
 mod swagger;
 
 use std::net::SocketAddr;
@@ -39,6 +39,8 @@ use tokio_util::task::TaskTracker;
 use self::failure::Failure;
 use self::intake::Intake;
 use self::metrics::HttpCounters;
+use crate::config;
+use crate::metrics::Source;
 use crate::service::Service;
 
 /// How long answers that are under way may take once the server is told to stop; the agent has 10 s in all.
@@ -47,33 +49,45 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Pause after the system refused a connection, for want of descriptors for instance: some will be free by then.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The bounds of the server.
+/// How many of the largest bodies may be held at once; what is more is refused as busy. While it is read and scored a
+/// body takes several times its size, and the boards this is for have 512 MiB.
+const LARGEST_BODIES_AT_ONCE: usize = 4;
+
+/// Most connections; more wait in the system's backlog. Each takes up to half a megabyte of buffers.
+const MAX_CONNECTIONS: usize = 256;
+
+/// Longest time that a request's head, and then its body, may take to arrive, and that a connection may idle.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where the server listens, and its bounds.
 #[derive(Debug, Clone)]
-pub struct HttpOptions {
-    /// Largest body of a request. 64 MiB hold a full-HD image of three channels as JSON numbers.
+pub struct Options {
+    /// Where it listens; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Largest body of a request.
     pub max_body_bytes: usize,
-    /// Largest sum of all bodies that are held at once; more are refused as busy. Two of the largest, for the boards
-    /// this is for have 512 MiB. While a body is read and scored it takes a few times its size.
+    /// Largest sum of all bodies that are held at once.
     pub max_held_bytes: usize,
-    /// Most connections; more wait in the system's backlog. Each takes up to half a megabyte of buffers.
+    /// Most connections.
     pub max_connections: usize,
-    /// Longest time that a request's head, and then its body, may take to arrive, and that a connection may idle.
+    /// Longest time that a head or a body may take to arrive, and that a connection may idle.
     pub read_timeout: Duration,
-    /// The model that answers at `/score` where several are served.
+    /// The model that answers at `/score`; `None` for the only one that serves.
     pub score_model: Option<ModelName>,
-    /// Web origins that browsers may call `/score` from; `*` for any. None by default.
+    /// Web origins whose pages may call `/score`; `*` for all.
     pub cors_origins: Vec<String>,
 }
 
-impl Default for HttpOptions {
-    fn default() -> Self {
+impl From<&config::Http> for Options {
+    fn from(http: &config::Http) -> Self {
         Self {
-            max_body_bytes: 64 * 1024 * 1024,
-            max_held_bytes: 128 * 1024 * 1024,
-            max_connections: 256,
-            read_timeout: Duration::from_secs(30),
-            score_model: None,
-            cors_origins: Vec::new(),
+            listen: http.listen,
+            max_body_bytes: http.max_body_bytes,
+            max_held_bytes: http.max_body_bytes.saturating_mul(LARGEST_BODIES_AT_ONCE),
+            max_connections: MAX_CONNECTIONS,
+            read_timeout: READ_TIMEOUT,
+            score_model: http.score_model.clone(),
+            cors_origins: http.cors_origins.clone(),
         }
     }
 }
@@ -89,28 +103,24 @@ pub struct Readiness {
     pub why: String,
 }
 
-/// What the server answers from.
-#[derive(Clone)]
-pub struct Sources {
-    /// Scores.
-    pub service: Service,
-    /// The agent's health.
-    pub readiness: watch::Receiver<Readiness>,
-    /// Appends the agent's own metrics to those of models and server.
-    pub metrics: Arc<dyn Fn(&mut metrics::Exposition) + Send + Sync>,
+impl Readiness {
+    /// Alive, and not ready yet.
+    pub fn starting() -> Self {
+        Self { live: true, ready: false, why: "starting: the models that should serve are not all up".to_owned() }
+    }
+
+    /// Alive and ready.
+    pub fn ready() -> Self {
+        Self { live: true, ready: true, why: String::new() }
+    }
 }
 
-/// Why the server can't be started.
+/// An address that can't be had.
 #[derive(Debug, thiserror::Error)]
-pub enum HttpError {
-    /// The address can't be had.
-    #[error("listening on {address}: {source}")]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: std::io::Error,
-    },
+#[error("listening for HTTP on {address}: {source}")]
+pub struct BindError {
+    address: SocketAddr,
+    source: std::io::Error,
 }
 
 /// A server that listens.
@@ -118,34 +128,39 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     router: Router,
-    options: HttpOptions,
+    options: Options,
 }
 
 impl Server {
-    /// Listens on `address`; connections wait until [`Server::run`].
+    /// Listens; connections wait until [`Server::run`].
     ///
     /// # Errors
     /// The address can't be had.
     pub async fn bind(
-        address: SocketAddr,
-        options: HttpOptions,
-        sources: Sources,
-    ) -> Result<Self, HttpError> {
-        let bind = |source| HttpError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(bind)?;
-        let address = listener.local_addr().map_err(bind)?;
-        let router = router(&options, sources);
+        options: impl Into<Options>,
+        service: Service,
+        readiness: watch::Receiver<Readiness>,
+        metrics: Source,
+    ) -> Result<Self, BindError> {
+        let options = options.into();
+        let wrong = |source| BindError { address: options.listen, source };
+        let listener = TcpListener::bind(options.listen).await.map_err(wrong)?;
+        let address = listener.local_addr().map_err(wrong)?;
+        let router = router(&options, service, readiness, metrics);
         Ok(Self { listener, address, router, options })
     }
 
     /// Where it listens, with the port that it was given.
-    pub fn local_addr(&self) -> SocketAddr {
+    pub fn local_address(&self) -> SocketAddr {
         self.address
     }
 
     /// Serves until `stop`; then takes no more requests, finishes those under way and returns, after at most
     /// [`FAREWELL`].
-    pub async fn run(self, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// None: it ends only when it is told to.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
         let connections = TaskTracker::new();
         let places = Arc::new(Semaphore::new(self.options.max_connections));
         let drop_all = CancellationToken::new();
@@ -180,6 +195,7 @@ impl Server {
             tracing::warn!(connections = connections.len(), "still answering {FAREWELL:?} after the stop");
             drop_all.cancel();
         }
+        Ok(())
     }
 
     /// One connection, until its end or, after `stop`, until its last answer.
@@ -210,7 +226,10 @@ impl Server {
 
 /// What every handler shares.
 struct Shared {
-    sources: Sources,
+    service: Service,
+    readiness: watch::Receiver<Readiness>,
+    /// The agent's own metrics, beside those of models and server.
+    metrics: Source,
     intake: Intake,
     counters: HttpCounters,
     score_model: Option<ModelName>,
@@ -219,9 +238,16 @@ struct Shared {
 
 type Api = Arc<Shared>;
 
-fn router(options: &HttpOptions, sources: Sources) -> Router {
+fn router(
+    options: &Options,
+    service: Service,
+    readiness: watch::Receiver<Readiness>,
+    metrics: Source,
+) -> Router {
     let shared = Arc::new(Shared {
-        sources,
+        service,
+        readiness,
+        metrics,
         intake: Intake::new(options.max_body_bytes, options.max_held_bytes, options.read_timeout),
         counters: HttpCounters::default(),
         score_model: options.score_model.clone(),

@@ -3,6 +3,12 @@
 use engine::{Data, Tensor, Tensors};
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
+use crate::service::Answer;
+
+/// An answer as an object: `model`, `version`, `request_id`, `outputs` by name and, where [`labels`] has them,
+/// `labels` with one name for each row.
+pub struct Prediction<'a>(pub &'a Answer);
+
 /// A tensor as nested lists; a scalar as a lone value. NaN and infinities are null, for JSON has neither.
 pub struct Nested<'a>(pub &'a Tensor);
 
@@ -21,6 +27,22 @@ pub fn labels<'a>(names: &'a [String], outputs: &Tensors) -> Option<Vec<&'a str>
     let classes = classes.or_else(|| tensors.find_map(|tensor| largest(tensor, names.len())))?;
     let name = |class| usize::try_from(class).ok().and_then(|class| names.get(class)).map(String::as_str);
     classes.into_iter().map(name).collect()
+}
+
+impl Serialize for Prediction<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Answer { live, scored, request_id } = self.0;
+        let labels = labels(&live.facts.labels, &scored.outputs);
+        let mut map = serializer.serialize_map(Some(4 + usize::from(labels.is_some())))?;
+        map.serialize_entry("model", &live.facts.name)?;
+        map.serialize_entry("version", &live.facts.version)?;
+        map.serialize_entry("request_id", request_id)?;
+        map.serialize_entry("outputs", &Outputs(&scored.outputs))?;
+        if let Some(labels) = labels {
+            map.serialize_entry("labels", &labels)?;
+        }
+        map.end()
+    }
 }
 
 impl Serialize for Outputs<'_> {

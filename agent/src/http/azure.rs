@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -43,6 +44,9 @@ pub(super) fn routes(api: Api) -> Router<Api> {
         .layer(middleware::from_fn_with_state(api, share_with_origins))
 }
 
+/// The parameters of a query, in order and with repetitions.
+type QueryResult = Result<Query<Vec<(String, String)>>, QueryRejection>;
+
 /// The ids of a request, as its headers gave them or as they were made.
 #[derive(Clone)]
 struct Ids {
@@ -71,7 +75,7 @@ async fn score_body(
 async fn score_query(
     State(api): State<Api>,
     Extension(ids): Extension<Ids>,
-    query: Result<Query<Vec<(String, String)>>, axum::extract::rejection::QueryRejection>,
+    query: QueryResult,
 ) -> Response {
     let answer = async {
         let live = chosen(&api)?;
@@ -82,7 +86,7 @@ async fn score_query(
     respond(answer.await)
 }
 
-async fn describe(State(api): State<Api>, query: Option<Query<Vec<(String, String)>>>) -> Response {
+async fn describe(State(api): State<Api>, query: QueryResult) -> Response {
     let query = query.map(|Query(query)| query).unwrap_or_default();
     let version = query.iter().find(|(name, _)| name == "version").map_or("2", |(_, version)| version);
     let dialect = match version {
@@ -127,7 +131,7 @@ async fn score(api: &Api, live: Arc<Live>, body: Bytes, ids: &Ids) -> Result<Res
     let size = body.len();
     let inputs = sized(size, move || Ok(body::read(&body, &model.facts.signature)?.inputs)).await?;
     let correlation = ids.client.clone().unwrap_or_else(|| ids.request.clone());
-    let scored = api.sources.service.score_on(live, inputs, Some(ids.request.clone()), Some(correlation));
+    let scored = api.service.score_on(live, inputs, Some(ids.request.clone()), Some(correlation));
     let answer = scored.await?;
     let computed = answer.scored.computed;
     let size = answer.scored.outputs.iter().map(|(_, tensor)| tensor.len() * 8).sum();
@@ -160,7 +164,7 @@ fn respond(result: Result<Response, Failed>) -> Response {
 
 /// The model that answers: the one that is configured, else the only one.
 fn chosen(api: &Api) -> Result<Arc<Live>, Failure> {
-    let scorer = &api.sources.service.scorer;
+    let scorer = &api.service.scorer;
     if let Some(name) = &api.score_model {
         return Ok(scorer.find(name.as_str(), None)?);
     }
@@ -210,25 +214,15 @@ async fn identify(mut request: Request, next: Next) -> Response {
     let (client, legacy) = (read(&CLIENT_REQUEST_ID), read(&LEGACY_REQUEST_ID));
     let trace = request.headers().get(TRACE_ID).cloned();
     let too_long = |id: &String| id.chars().count() > MAX_ID;
-    let failure = if too_long(&id) {
-        Some(format!("x-request-id must not exceed {MAX_ID} characters"))
-    } else if client.iter().chain(&legacy).any(too_long) {
-        Some(format!("x-ms-request-id and x-ms-client-request-id must not exceed {MAX_ID} characters"))
-    } else {
-        None
-    };
+    if too_long(&id) || client.iter().chain(&legacy).any(too_long) {
+        let line = format!("x-request-id, x-ms-client-request-id and x-ms-request-id take {MAX_ID} characters");
+        return Failure::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, line).as_message();
+    }
     // The legacy header once was both ids: it stands in for the client's, and is answered by whichever there is.
     let client = client.or_else(|| legacy.clone());
     let legacy = legacy.or_else(|| client.clone()).unwrap_or_else(|| id.clone());
-    let mut response = match failure {
-        Some(line) => {
-            return Failure::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, line).as_message();
-        }
-        None => {
-            request.extensions_mut().insert(Ids { request: id.clone(), client: client.clone() });
-            next.run(request).await
-        }
-    };
+    request.extensions_mut().insert(Ids { request: id.clone(), client: client.clone() });
+    let mut response = next.run(request).await;
     let headers = response.headers_mut();
     put(headers, REQUEST_ID, &id);
     put(headers, LEGACY_REQUEST_ID, &legacy);

@@ -52,7 +52,7 @@ struct Target {
 
 impl Target {
     fn find(&self, api: &Api) -> Result<Arc<Live>, Failure> {
-        Ok(api.sources.service.scorer.find(&self.model, self.version.as_deref())?)
+        Ok(api.service.scorer.find(&self.model, self.version.as_deref())?)
     }
 }
 
@@ -77,12 +77,12 @@ async fn server() -> Response {
 }
 
 async fn live(State(api): State<Api>) -> Response {
-    let health = api.sources.readiness.borrow().clone();
+    let health = api.readiness.borrow().clone();
     healthy("live", health.live, &health.why)
 }
 
 async fn ready(State(api): State<Api>) -> Response {
-    let health = api.sources.readiness.borrow().clone();
+    let health = api.readiness.borrow().clone();
     healthy("ready", health.live && health.ready, &health.why)
 }
 
@@ -124,7 +124,7 @@ async fn infer(State(api): State<Api>, target: Target, request: Request) -> Resu
     let (bytes, model) = (received.bytes.clone(), live.clone());
     let wanted = sized(bytes.len(), move || read(bytes, json_length, &model)).await?;
     let Wanted { id, inputs, outputs } = wanted;
-    let answer = api.sources.service.score_on(live, inputs, id, None).await?;
+    let answer = api.service.score_on(live, inputs, id, None).await?;
     let size = answer.scored.outputs.iter().map(|(_, tensor)| tensor.len() * 8).sum();
     sized(size, move || write(&answer, &outputs)).await
 }

@@ -308,7 +308,8 @@ impl CloudParts {
         spawn(tasks, "report", endless(reporter));
         let (run, waiting) = mpsc::channel(commands::serve::WAITING);
         let stop_commands = stops.intake.clone();
-        let serve = commands::serve::serve(self.commands, self.once, self.link.clone(), waiting, stop_commands);
+        let serve =
+            commands::serve::serve(self.commands, self.once, self.link.clone(), waiting, stop_commands);
         spawn(tasks, "commands", serve);
         let dispatcher = Dispatcher {
             link: self.link,

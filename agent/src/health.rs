@@ -109,22 +109,29 @@ pub fn presence(boot_id: &str, online: bool) -> Presence {
 
 /// What this machine is. Blocking: reads some files of the system.
 pub fn hardware(data: &Path) -> Hardware {
-    let mut system = System::new();
-    system.refresh_memory();
-    system.refresh_cpu_all();
-    let disks = Disks::new_with_refreshed_list();
-    let data = data.canonicalize().unwrap_or_else(|_| data.to_owned());
-    let disk = disks
-        .list()
-        .iter()
-        .filter(|disk| data.starts_with(disk.mount_point()))
-        .max_by_key(|disk| disk.mount_point().as_os_str().len());
+    let system = System::new().map(|mut system| {
+        system.refresh_memory();
+        system.refresh_cpu_all();
+        system
+    });
+    let system = system.inspect_err(|error| tracing::warn!(%error, "this machine can't be described")).ok();
+    let cpus = system.as_ref().map(System::cpus).unwrap_or_default();
     Hardware {
         architecture: std::env::consts::ARCH.to_owned(),
         operating_system: System::long_os_version().unwrap_or_default(),
-        cores: u32::try_from(system.cpus().len()).unwrap_or(u32::MAX),
-        processor: system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default(),
-        memory_bytes: system.total_memory(),
-        disk_free_bytes: disk.map_or(0, |disk| disk.available_space()),
+        cores: u32::try_from(cpus.len()).unwrap_or(u32::MAX),
+        processor: cpus.first().map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default(),
+        memory_bytes: system.as_ref().map_or(0, System::total_memory),
+        disk_free_bytes: disk_free_bytes(data),
     }
+}
+
+/// Free bytes of the disk that holds `data`; 0 where the system does not tell.
+fn disk_free_bytes(data: &Path) -> u64 {
+    let data = data.canonicalize().unwrap_or_else(|_| data.to_owned());
+    let disks = Disks::new_with_refreshed_list();
+    let disks = disks.as_deref().unwrap_or_default();
+    let holders = disks.iter().filter(|disk| data.starts_with(disk.mount_point()));
+    let nearest = holders.max_by_key(|disk| disk.mount_point().as_os_str().len());
+    nearest.map_or(0, |disk| disk.available_space())
 }

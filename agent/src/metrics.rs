@@ -68,7 +68,11 @@ fn of_link(text: &mut String, link: &Link) {
         ("edgewise_link_connects_total", "Connections made to the cloud's broker.", get(&counters.connects)),
         ("edgewise_link_received_bytes_total", "Payload bytes received.", get(&counters.received_bytes)),
         ("edgewise_link_sent_bytes_total", "Payload bytes sent.", get(&counters.sent_bytes)),
-        ("edgewise_link_dropped_total", "Messages dropped because their queue was full.", get(&counters.dropped)),
+        (
+            "edgewise_link_dropped_total",
+            "Messages dropped because their queue was full.",
+            get(&counters.dropped),
+        ),
         ("edgewise_link_refused_total", "Messages that could not be believed.", link.refused()),
     ] {
         single(text, name, "counter", help, value);
@@ -96,6 +100,11 @@ fn of_deployments(text: &mut String, status: &Status) {
     head(text, name, "gauge", "1 for the phase that the desired version of each model is in.");
     for model in &status.models {
         let phase = format!("{:?}", model.phase).to_lowercase();
-        line(text, name, &format!("{{model=\"{}\",version=\"{}\",phase=\"{phase}\"}}", model.name, model.version), 1);
+        line(
+            text,
+            name,
+            &format!("{{model=\"{}\",version=\"{}\",phase=\"{phase}\"}}", model.name, model.version),
+            1,
+        );
     }
 }

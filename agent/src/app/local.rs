@@ -12,9 +12,8 @@ use crate::vault::Verified;
 pub(super) fn serve(path: &Path, config: &Config, scorer: &Scorer) -> Result<(), Error> {
     let bundle = Verified::local(path)?;
     let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let name = local_name(&full)
-        .parse()
-        .map_err(|source| Error::LocalName { bundle: path.to_owned(), source })?;
+    let name =
+        local_name(&full).parse().map_err(|source| Error::LocalName { bundle: path.to_owned(), source })?;
     let settings = config.settings();
     let onnxruntime = config.engine.onnxruntime.clone();
     let proven = prove(&bundle, &name, 1, &settings, onnxruntime)
@@ -28,7 +27,8 @@ pub(super) fn serve(path: &Path, config: &Config, scorer: &Scorer) -> Result<(),
 fn local_name(path: &Path) -> String {
     let stem = |path: &Path| {
         let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
-        name.map(|name| name.to_string_lossy().to_lowercase().replace(['_', ' ', '.'], "-")).unwrap_or_default()
+        name.map(|name| name.to_string_lossy().to_lowercase().replace(['_', ' ', '.'], "-"))
+            .unwrap_or_default()
     };
     let name = stem(path);
     match path.parent() {

@@ -52,11 +52,7 @@ pub async fn serve(
     }
 }
 
-async fn answer(
-    commands: &Commands,
-    once: &Arc<Mutex<Once>>,
-    command: Command,
-) -> Option<Reply> {
+async fn answer(commands: &Commands, once: &Arc<Mutex<Once>>, command: Command) -> Option<Reply> {
     let (record, id) = (once.clone(), command.id.clone());
     let begin = move || record.lock().unwrap_or_else(PoisonError::into_inner).begin(&id);
     match tokio::task::spawn_blocking(begin).await {
@@ -66,7 +62,8 @@ async fn answer(
         Ok(Err(error)) => {
             // Not run: without the record it could run twice.
             tracing::warn!(id = %command.id, %error, "a command can't be recorded");
-            let result = serde_json::json!({"error": format!("the device can't record the command: {error}")});
+            let result =
+                serde_json::json!({"error": format!("the device can't record the command: {error}")});
             return Some(Reply { id: command.id, status: 500, result });
         }
         Err(_) => return None,

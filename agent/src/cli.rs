@@ -193,9 +193,26 @@ mod tests {
     #[test]
     fn each_flag_sets_its_key() {
         let line = [
-            "edgewise-agent", "run", "--device", "d-7", "--cloud", "mqtt://localhost", "--data", "/d", "--http",
-            "127.0.0.1:0", "--onnxruntime", "/o", "--provider", "tract", "--log-level", "warn", "--local", "a",
-            "--local", "b",
+            "edgewise-agent",
+            "run",
+            "--device",
+            "d-7",
+            "--cloud",
+            "mqtt://localhost",
+            "--data",
+            "/d",
+            "--http",
+            "127.0.0.1:0",
+            "--onnxruntime",
+            "/o",
+            "--provider",
+            "tract",
+            "--log-level",
+            "warn",
+            "--local",
+            "a",
+            "--local",
+            "b",
         ];
         let Command::Run(configuration) = CommandLine::parse_from(line).command else { panic!("not run") };
         let sources = configuration.sources();

@@ -221,7 +221,8 @@ impl Config {
         if self.cloud.broker.is_some() || !self.local.is_empty() {
             return Ok(());
         }
-        let what = "nothing to serve: name the cloud's broker (--cloud mqtt://HOST), or a bundle (--local PATH)";
+        let what =
+            "nothing to serve: name the cloud's broker (--cloud mqtt://HOST), or a bundle (--local PATH)";
         Err(ConfigError(vec![Mistake::new("cloud.broker", &Place::Default, what)]))
     }
 }

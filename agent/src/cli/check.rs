@@ -148,7 +148,9 @@ fn providers(arguments: &Arguments) -> (Vec<Provider>, Vec<Missing>) {
         return (vec![provider], Vec::new());
     }
     let (mut here, mut missing) = (Vec::new(), Vec::new());
-    for Availability { provider, version } in engine::available(&arguments.engine.load_options(Provider::Auto)) {
+    for Availability { provider, version } in
+        engine::available(&arguments.engine.load_options(Provider::Auto))
+    {
         match version {
             Ok(_) => here.push(provider),
             Err(why) => missing.push(Missing { provider: provider.name(), why }),
@@ -165,7 +167,7 @@ fn zeros(signature: &Signature) -> Result<Tensors, String> {
         let elements = elements.filter(|elements| *elements <= MAX_ZEROS);
         let elements = elements.ok_or_else(|| format!("input `{}` is too large to be made up", spec.name))?;
         let tensor = Tensor::new(shape, Data::zeros(spec.data_type, elements));
-        Ok((spec.name.as_str(), tensor.map_err(|error| error.to_string())?))
+        Ok((spec.name.clone(), tensor.map_err(|error| error.to_string())?))
     };
     signature.inputs.iter().map(zeros).collect()
 }

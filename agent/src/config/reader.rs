@@ -31,11 +31,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of a key that must be set. `None`: it is wrong, and that is kept.
-    pub(super) fn value<T>(
-        &mut self,
-        key: &str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
+    pub(super) fn value<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         match self.text(key) {
             Some(text) => parse(text).map_err(|what| self.wrong(key, what)).ok(),
             None => {

@@ -52,8 +52,11 @@ fn the_defaults_are_a_configuration_and_every_key_of_them_is_read() {
 
 #[test]
 fn the_example_route_of_the_manual_works() {
-    let example: String =
-        DEFAULTS.lines().skip_while(|line| *line != "#[[route]]").map(|line| format!("{}\n", &line[1..])).collect();
+    let example: String = DEFAULTS
+        .lines()
+        .skip_while(|line| *line != "#[[route]]")
+        .map(|line| format!("{}\n", &line[1..]))
+        .collect();
     let file = file(&example);
     let config = load(&sources(Some(file.path()), &[], &[])).config.unwrap();
     let [route] = config.routes.as_slice() else { panic!("{:?}", config.routes) };
@@ -63,7 +66,8 @@ fn the_example_route_of_the_manual_works() {
 #[test]
 fn the_later_source_wins_and_its_place_is_told() {
     let file = file("device = \"f\"\n[engine]\nqueue = 1\nthreads = 1\ninstances = 2\n");
-    let environment = [("EDGEWISE_ENGINE_QUEUE", "2"), ("EDGEWISE_ENGINE_THREADS", "2"), ("EDGEWISE_DEVICE", "")];
+    let environment =
+        [("EDGEWISE_ENGINE_QUEUE", "2"), ("EDGEWISE_ENGINE_THREADS", "2"), ("EDGEWISE_DEVICE", "")];
     let loaded = load(&sources(Some(file.path()), &environment, &[("engine.queue", "3")]));
     let line = |line| Place::File { path: file.path().to_owned(), line: Some(line) };
     assert_eq!(place(&loaded, "engine.queue"), ("3", &Place::Flag("--flag")));
@@ -101,12 +105,17 @@ fn every_mistake_of_every_source_is_told_at_once_with_its_place() {
         "environment EDGEWISE_CLOUD_BROKR: unknown variable; did you mean EDGEWISE_CLOUD_BROKER?".to_owned(),
         format!("file {path}:2: http.listen: \"everywhere\" must be an address and a port"),
         "flag --flag: engine.provider: unknown provider `gpu`".to_owned(),
-        "environment EDGEWISE_ENGINE_QUEUE: engine.queue: \"many\" must be a number from 1 to 4096".to_owned(),
+        "environment EDGEWISE_ENGINE_QUEUE: engine.queue: \"many\" must be a number from 1 to 4096"
+            .to_owned(),
         format!("file {path}:8: route[1].broker: \"tcp://x\" is no broker"),
         format!("file {path}:11: route[1].output: \"a/b\" is matched by input \"a/#\""),
     ];
     for expected in &expected {
-        assert!(told.iter().any(|told| told.starts_with(expected)), "{expected}\nnot in\n{}", told.join("\n"));
+        assert!(
+            told.iter().any(|told| told.starts_with(expected)),
+            "{expected}\nnot in\n{}",
+            told.join("\n")
+        );
     }
     assert_eq!(told.len(), expected.len(), "{}", told.join("\n"));
 }
@@ -132,7 +141,10 @@ fn a_file_that_is_no_toml_is_told_with_its_line() {
 fn what_can_be_reached_from_elsewhere_must_be_asked_for() {
     let open = [("http.listen", "0.0.0.0:8000"), ("cloud.broker", "mqtt://broker.example")];
     let told = mistakes(&sources(None, &[], &open));
-    assert_eq!(told.iter().map(|told| told.key.as_str()).collect::<Vec<_>>(), ["cloud.broker", "http.listen"]);
+    assert_eq!(
+        told.iter().map(|told| told.key.as_str()).collect::<Vec<_>>(),
+        ["cloud.broker", "http.listen"]
+    );
     let asked = [("EDGEWISE_HTTP_INSECURE_REMOTE", "true"), ("EDGEWISE_CLOUD_INSECURE_REMOTE", "true")];
     assert!(load(&sources(None, &asked, &open)).config.is_ok());
     for fine in ["mqtt://localhost", "mqtt://127.0.0.2:1883", "mqtt://[::1]", "mqtts://broker.example"] {
@@ -152,5 +164,8 @@ fn secrets_are_read_from_files_and_never_shown() {
     let shown = format!("{shown}{wrong:?}");
     assert!(!shown.contains("hunter2"), "{shown}");
     let told = wrong.config.unwrap_err().0;
-    assert_eq!(told.iter().map(|told| told.key.as_str()).collect::<Vec<_>>(), ["cloud.broker", "cloud.username"]);
+    assert_eq!(
+        told.iter().map(|told| told.key.as_str()).collect::<Vec<_>>(),
+        ["cloud.broker", "cloud.username"]
+    );
 }

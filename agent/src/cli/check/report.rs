@@ -118,11 +118,16 @@ impl Report {
             facts.push(["needs".to_owned(), "a GPU: a device without one refuses it".to_owned()]);
         }
         let golden = match self.golden_samples {
-            0 => "none: what is right is not known; timed and compared on zeros, free dimensions 1".to_owned(),
-            samples => format!("{samples} samples, rtol {}, atol {}; timed on sample 0", self.rtol, self.atol),
+            0 => {
+                "none: what is right is not known; timed and compared on zeros, free dimensions 1".to_owned()
+            }
+            samples => {
+                format!("{samples} samples, rtol {}, atol {}; timed on sample 0", self.rtol, self.atol)
+            }
         };
         facts.push(["golden".to_owned(), golden]);
-        let agreements = self.agreements.iter().map(|agreement| ["agreement".to_owned(), agreement.to_string()]);
+        let agreements =
+            self.agreements.iter().map(|agreement| ["agreement".to_owned(), agreement.to_string()]);
         facts.extend(agreements);
         facts.into_iter().map(Vec::from).collect()
     }
@@ -145,7 +150,7 @@ impl fmt::Display for Report {
         let heads = ["PROVIDER", "ENGINE", "VERDICT", "MEMORY", "P50", "P90", "P95", "P99", "SCORES/S"];
         let mut rows = vec![heads.map(str::to_owned).to_vec()];
         rows.extend(self.engines.iter().map(Verdict::row));
-        writeln!(f, "{}\n{}", table(&self.facts()).trim_end(), "")?;
+        writeln!(f, "{}", table(&self.facts()))?;
         f.write_str(&table(&rows))?;
         for verdict in &self.engines {
             if let Some(why) = &verdict.why {
@@ -187,7 +192,8 @@ impl Verdict {
             self.provider.to_owned(),
             self.engine.clone().unwrap_or_else(none),
             if self.passed { "passed" } else { "failed" }.to_owned(),
-            self.memory_bytes.map_or_else(none, |bytes| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))),
+            self.memory_bytes
+                .map_or_else(none, |bytes| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))),
         ];
         match &self.latency {
             Some(latency) => {

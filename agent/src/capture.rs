@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use cloud_sync::contract::Collect;
 use cloud_sync::name::ModelName;
 use cloud_sync::rows::Row;
-use engine::{Signature, Tensors};
+use engine::Signature;
 use tokio::sync::{oneshot, watch};
 
 use crate::scorer::{Live, Scored, rows};
@@ -128,7 +128,9 @@ impl Capture {
             bytes,
         };
         let lost = rows(&item.signature, &scored.inputs);
-        if queued.saturating_add(bytes) > QUEUE_BYTES || self.queue.try_send(Message::Keep(Box::new(item))).is_err() {
+        if queued.saturating_add(bytes) > QUEUE_BYTES
+            || self.queue.try_send(Message::Keep(Box::new(item))).is_err()
+        {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.shared.shed_queue.fetch_add(lost, Ordering::Relaxed);
         }

@@ -4,6 +4,7 @@
 //! answer is given again. See [`once`].
 
 pub mod once;
+pub mod serve;
 
 use std::time::Duration;
 
@@ -80,7 +81,10 @@ impl Commands {
     async fn answer(&self, name: &str, arguments: &Map<String, Value>, left: Duration) -> Answer {
         let Some((_, name)) = Name::ALL.iter().find(|(known, _)| *known == name) else {
             let known: Vec<&str> = Name::ALL.iter().map(|(known, _)| *known).collect();
-            return wrong(404, format!("unknown command {:?}; known are: {}", bounded_text(name), known.join(", ")));
+            return wrong(
+                404,
+                format!("unknown command {:?}; known are: {}", bounded_text(name), known.join(", ")),
+            );
         };
         let result = match name {
             Name::Ping => Ok((200, json!({"pong": true, "agent": env!("CARGO_PKG_VERSION")}))),
@@ -96,7 +100,9 @@ impl Commands {
 
     fn state(&self) -> Result<Answer, Answer> {
         let reported = self.reporter.reported();
-        serde_json::to_value(reported).map(|state| (200, state)).map_err(|error| wrong(500, error.to_string()))
+        serde_json::to_value(reported)
+            .map(|state| (200, state))
+            .map_err(|error| wrong(500, error.to_string()))
     }
 
     async fn score(&self, arguments: &Map<String, Value>) -> Result<Answer, Answer> {
@@ -105,9 +111,15 @@ impl Commands {
         let mut body = arguments.clone();
         body.remove("model");
         let bytes = serde_json::to_vec(&body).map_err(|error| wrong(500, error.to_string()))?;
-        let body = body::read(&bytes, &live.facts.signature).map_err(|error| wrong(400, error.to_string()))?;
-        let request =
-            Request { model: &model, version: None, inputs: body.inputs, request_id: body.id, correlation_id: None };
+        let body =
+            body::read(&bytes, &live.facts.signature).map_err(|error| wrong(400, error.to_string()))?;
+        let request = Request {
+            model: &model,
+            version: None,
+            inputs: body.inputs,
+            request_id: body.id,
+            correlation_id: None,
+        };
         let answer = self.service.score(request).await.map_err(refused)?;
         let outputs = body::Outputs::new(&answer.live.facts, &answer.scored.outputs);
         let value = json!({
@@ -164,7 +176,9 @@ impl Commands {
         let gone = tokio::time::timeout(left, ledger.wait_for(|ledger| ledger.held == 0)).await;
         let status = if matches!(gone, Ok(Ok(_))) { 200 } else { 504 };
         let ledger = self.ledger.borrow().clone();
-        serde_json::to_value(ledger).map(|ledger| (status, ledger)).map_err(|error| wrong(500, error.to_string()))
+        serde_json::to_value(ledger)
+            .map(|ledger| (status, ledger))
+            .map_err(|error| wrong(500, error.to_string()))
     }
 }
 

@@ -55,11 +55,6 @@ impl Reporter {
         }
     }
 
-    /// The device's presence.
-    pub fn presence(&self, online: bool) -> Presence {
-        Presence { online, boot_id: self.agent.boot_id.clone(), agent_version: self.agent.version.clone() }
-    }
-
     /// Reports whenever the link has come up or the state has changed, until `stop`; then reports `stopping`
     /// and that the device is gone.
     pub async fn run(mut self, link: Link, mut connects: watch::Receiver<u64>, stop: CancellationToken) {
@@ -83,7 +78,7 @@ impl Reporter {
                 continue;
             }
             if connected {
-                self.log_failure(link.presence(&self.presence(true)).await);
+                self.log_failure(link.presence(&presence(&self.agent.boot_id, true)).await);
             }
             self.log_failure(link.report(&self.reported()).await);
             tokio::select! {
@@ -95,7 +90,7 @@ impl Reporter {
             let mut last = self.reported();
             last.agent.state = "stopping".to_owned();
             self.log_failure(link.report(&last).await);
-            self.log_failure(link.presence(&self.presence(false)).await);
+            self.log_failure(link.presence(&presence(&self.agent.boot_id, false)).await);
         }
     }
 
@@ -107,24 +102,36 @@ impl Reporter {
     }
 }
 
+/// Whether this device is there.
+pub fn presence(boot_id: &str, online: bool) -> Presence {
+    Presence { online, boot_id: boot_id.to_owned(), agent_version: env!("CARGO_PKG_VERSION").to_owned() }
+}
+
 /// What this machine is. Blocking: reads some files of the system.
 pub fn hardware(data: &Path) -> Hardware {
-    let mut system = System::new();
-    system.refresh_memory();
-    system.refresh_cpu_all();
-    let disks = Disks::new_with_refreshed_list();
-    let data = data.canonicalize().unwrap_or_else(|_| data.to_owned());
-    let disk = disks
-        .list()
-        .iter()
-        .filter(|disk| data.starts_with(disk.mount_point()))
-        .max_by_key(|disk| disk.mount_point().as_os_str().len());
+    let system = System::new().map(|mut system| {
+        system.refresh_memory();
+        system.refresh_cpu_all();
+        system
+    });
+    let system = system.inspect_err(|error| tracing::warn!(%error, "this machine can't be described")).ok();
+    let cpus = system.as_ref().map(System::cpus).unwrap_or_default();
     Hardware {
         architecture: std::env::consts::ARCH.to_owned(),
         operating_system: System::long_os_version().unwrap_or_default(),
-        cores: u32::try_from(system.cpus().len()).unwrap_or(u32::MAX),
-        processor: system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default(),
-        memory_bytes: system.total_memory(),
-        disk_free_bytes: disk.map_or(0, |disk| disk.available_space()),
+        cores: u32::try_from(cpus.len()).unwrap_or(u32::MAX),
+        processor: cpus.first().map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default(),
+        memory_bytes: system.as_ref().map_or(0, System::total_memory),
+        disk_free_bytes: disk_free_bytes(data),
     }
+}
+
+/// Free bytes of the disk that holds `data`; 0 where the system does not tell.
+fn disk_free_bytes(data: &Path) -> u64 {
+    let data = data.canonicalize().unwrap_or_else(|_| data.to_owned());
+    let disks = Disks::new_with_refreshed_list();
+    let disks = disks.as_deref().unwrap_or_default();
+    let holders = disks.iter().filter(|disk| data.starts_with(disk.mount_point()));
+    let nearest = holders.max_by_key(|disk| disk.mount_point().as_os_str().len());
+    nearest.map_or(0, |disk| disk.available_space())
 }

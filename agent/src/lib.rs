@@ -15,6 +15,7 @@
 //! | [`durable`] | files that survive a power cut |
 
 pub mod app;
+pub mod body;
 pub mod capture;
 pub mod cli;
 pub mod commands;
@@ -24,8 +25,11 @@ pub mod durable;
 pub mod error;
 pub mod fetch;
 pub mod health;
+pub mod http;
 pub mod link;
 pub mod log;
+pub mod metrics;
+pub mod routes;
 pub mod scorer;
 pub mod service;
 pub mod settings;

@@ -121,7 +121,8 @@ impl Uploader {
             .await?;
         let Some(first_sequence) = rows.first().map(|(sequence, _)| *sequence) else { return Ok(false) };
         // A batch has no gaps: what follows one goes into the next batch.
-        let together = rows.iter().zip(first_sequence..).take_while(|((sequence, _), next)| sequence == next).count();
+        let together =
+            rows.iter().zip(first_sequence..).take_while(|((sequence, _), next)| sequence == next).count();
         rows.truncate(together);
         let last = first_sequence + together.saturating_sub(1) as u64;
         let bytes: Vec<Vec<u8>> = rows.into_iter().map(|(_, bytes)| bytes).collect();
@@ -210,7 +211,12 @@ pub fn on_the_wire(ledger: Ledger) -> cloud_sync::contract::Ledger {
 
 impl Flight {
     fn new() -> Self {
-        Self { sent: 0, batches: std::collections::VecDeque::new(), since: Instant::now(), patience: PATIENCE.0 }
+        Self {
+            sent: 0,
+            batches: std::collections::VecDeque::new(),
+            since: Instant::now(),
+            patience: PATIENCE.0,
+        }
     }
 
     fn add(&mut self, last: u64) {

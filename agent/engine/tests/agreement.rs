@@ -121,7 +121,8 @@ fn hostile_bytes_never_panic_on_onnx_runtime() {
             }
             if let Ok(mut loaded) = engine(&bytes, Provider::Cpu) {
                 let small = loaded.model.signature().inputs.iter().all(|spec| {
-                    spec.shape.len() < 5 && spec.shape.iter().all(|length| length.is_none_or(|length| length < 100))
+                    spec.shape.len() < 5
+                        && spec.shape.iter().all(|length| length.is_none_or(|length| length < 100))
                 });
                 if small {
                     let inputs = inputs(name, &loaded.model.signature().inputs.clone());
@@ -166,7 +167,8 @@ fn onnx_files(directory: &Path, files: &mut Vec<PathBuf>) {
 }
 
 fn inputs(name: &str, specs: &[TensorSpec]) -> Tensors {
-    let lengths = LENGTHS.iter().find(|(part, _)| name.contains(part)).map_or([].as_slice(), |(_, lengths)| lengths);
+    let lengths =
+        LENGTHS.iter().find(|(part, _)| name.contains(part)).map_or([].as_slice(), |(_, lengths)| lengths);
     let mut random = Random(42);
     let tensor = |spec: &TensorSpec| {
         let mut lengths = lengths.iter();

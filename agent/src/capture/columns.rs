@@ -49,7 +49,9 @@ fn little_endian(data: &Data, range: std::ops::Range<usize>) -> Vec<u8> {
         Data::U16(values) => numbers!(values),
         Data::U32(values) => numbers!(values),
         Data::U64(values) => numbers!(values),
-        Data::Bool(values) => values.get(range).unwrap_or_default().iter().map(|value| u8::from(*value)).collect(),
+        Data::Bool(values) => {
+            values.get(range).unwrap_or_default().iter().map(|value| u8::from(*value)).collect()
+        }
         Data::String(values) => {
             let mut bytes = Vec::new();
             for value in values.get(range).unwrap_or_default() {

@@ -42,7 +42,8 @@ pub fn prove(
     onnxruntime: Option<PathBuf>,
 ) -> Result<Proven, ProofError> {
     let onnx = bundle.onnx()?;
-    let options = LoadOptions { provider: settings.provider, threads: settings.threads as usize, onnxruntime };
+    let options =
+        LoadOptions { provider: settings.provider, threads: settings.threads as usize, onnxruntime };
     let mut first = engine::load(&onnx, &options)?;
     let on_gpu = matches!(first.provider, Provider::Cuda | Provider::TensorRt);
     if bundle.description().resources.accelerator == Accelerator::Gpu && !on_gpu {

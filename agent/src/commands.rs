@@ -121,14 +121,8 @@ impl Commands {
             correlation_id: None,
         };
         let answer = self.service.score(request).await.map_err(refused)?;
-        let outputs = body::Outputs::new(&answer.live.facts, &answer.scored.outputs);
-        let value = json!({
-            "model": answer.live.facts.name,
-            "version": answer.live.facts.version,
-            "request_id": answer.request_id,
-            "outputs": outputs,
-        });
-        Ok((200, value))
+        let prediction = serde_json::to_value(body::Prediction(&answer));
+        prediction.map(|value| (200, value)).map_err(|error| wrong(500, error.to_string()))
     }
 
     async fn collect(&self, arguments: &Map<String, Value>) -> Result<Answer, Answer> {

@@ -137,6 +137,8 @@ pub struct Http {
     pub max_body_bytes: usize,
     /// The model that answers at `/score`; `None` for the only one that serves.
     pub score_model: Option<ModelName>,
+    /// Web origins whose pages may call `/score`; `*` for all.
+    pub cors_origins: Vec<String>,
 }
 
 /// How models are run, where the cloud says nothing else.
@@ -322,6 +324,9 @@ fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
         usize::try_from(bytes).map_err(|_| format!("{text:?} is more than this device can address"))
     });
     let score_model = reader.optional("http.score_model", reader::parsed::<ModelName>);
+    let cors_origins = reader.optional("http.cors_origins", |text| {
+        Ok(text.split(',').map(|origin| origin.trim().to_owned()).collect::<Vec<_>>())
+    });
     if let Some(listen) = listen
         && !listen.ip().is_loopback()
         && insecure_remote == Some(false)
@@ -332,7 +337,12 @@ fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
         );
         reader.wrong("http.listen", what);
     }
-    Some(Http { listen: listen?, max_body_bytes: max_body_bytes?, score_model: score_model? })
+    Some(Http {
+        listen: listen?,
+        max_body_bytes: max_body_bytes?,
+        score_model: score_model?,
+        cors_origins: cors_origins?.unwrap_or_default(),
+    })
 }
 
 fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {

@@ -23,6 +23,7 @@ pub mod config;
 pub mod deploy;
 pub mod durable;
 pub mod error;
+pub mod exposition;
 pub mod fetch;
 pub mod health;
 pub mod http;

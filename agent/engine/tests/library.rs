@@ -1,6 +1,13 @@
 //! Finding ONNX Runtime's library. One process has one library, so this is one test, in the order of a bad day: every
 //! library that can't be used first, then one that can.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by panicking"
+)]
+
 use std::path::Path;
 
 use engine::{Engine, LoadError, LoadOptions, Provider, available, load};
@@ -9,8 +16,10 @@ mod support;
 
 #[test]
 fn a_library_that_can_not_be_used_is_an_error_and_spoils_nothing() {
-    let model = std::fs::read(support::workspace().join("modules/samples/power-demand/1/model.onnx")).unwrap();
-    let options = |provider, path: &Path| LoadOptions { provider, threads: 1, onnxruntime: Some(path.into()) };
+    let model =
+        std::fs::read(support::workspace().join("modules/samples/power-demand/1/model.onnx")).unwrap();
+    let options =
+        |provider, path: &Path| LoadOptions { provider, threads: 1, onnxruntime: Some(path.into()) };
     let says = |provider, path: &Path| {
         let error = load(&model, &options(provider, path)).unwrap_err();
         assert!(matches!(error, LoadError::ProviderUnavailable { .. }), "{error}");

@@ -18,7 +18,7 @@ use crate::contain::contained;
 use crate::load::{Engine, LoadError, brief};
 use crate::model::{Model, ScoreError};
 use crate::signature::Signature;
-use crate::tensor::{Data, DataType, Element, Tensor, Tensors};
+use crate::tensor::{Data, DataType, Element, Tensor, Tensors, elements};
 
 /// tract's version, pinned in the workspace's Cargo.toml; a test compares the two.
 pub(crate) const VERSION: &str = "0.23.9";
@@ -30,6 +30,9 @@ const PLANS: usize = 8;
 /// Lengths tried for free dimensions to prove at load that the graph compiles: one, and one that is large enough for
 /// the strides of a convolutional network.
 const PROBES: [usize; 2] = [1, 64];
+
+/// Elements of an input that is only tried: compiling may compute tensors of its size.
+const LARGEST_PROBE: usize = 1 << 24;
 
 /// The newest operator set that this version of tract was put through the standard's own tests with (package onnx
 /// 1.20, opsets 1 to 25): 1024 of 1559 passed, 532 were refused, and on the 3 that differed ONNX Runtime gave what tract
@@ -133,9 +136,12 @@ impl Plans {
                 .map(|spec| spec.shape.iter().map(|l| l.unwrap_or(length)).collect())
                 .collect()
         };
-        let mut refusal = String::new();
-        for length in PROBES {
-            match compile(graph.clone(), &probed(length)) {
+        let mut refusal = String::from("its inputs are too large to try");
+        for shapes in PROBES.map(probed) {
+            if !shapes.iter().all(|shape| elements(shape).is_some_and(|count| count <= LARGEST_PROBE)) {
+                continue;
+            }
+            match compile(graph.clone(), &shapes) {
                 Ok(_) => return Ok(Plans::PerShapes { graph, compiled: Vec::new() }),
                 Err(why) => refusal = why,
             }

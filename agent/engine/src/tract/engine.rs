@@ -13,7 +13,7 @@ use tract_onnx::model::Onnx;
 use tract_onnx::prelude as tract;
 use tract_onnx::prelude::{Datum, DatumType, InferenceModelExt, IntoRunnable};
 
-use super::OnnxFile;
+use super::{OnnxFile, distrust};
 use crate::contain::contained;
 use crate::load::{Engine, LoadError, brief};
 use crate::model::{Model, ScoreError};
@@ -226,7 +226,7 @@ fn refuse_unsupported(file: &OnnxFile, onnx: &Onnx) -> Result<(), LoadError> {
         let why = format!("{why}: use ONNX Runtime (provider cpu)");
         Err(LoadError::Refused { engine: Engine::Tract, why })
     };
-    if let Some(why) = file.wrong_on_tract() {
+    if let Some(why) = distrust::objection(file) {
         return elsewhere(why);
     }
     let mut specs = file.signature.inputs.iter().chain(&file.signature.outputs);
@@ -360,20 +360,10 @@ mod tests {
             says(Sketch { nodes: vec![trees], ..Sketch::unary("Relu") })
                 .contains("two classes: use ONNX Runtime")
         );
-        let mut linear = node("LinearClassifier", "ai.onnx.ml", &["x"], &["y", "p"]);
-        linear.attribute = vec![labels(2), floats("coefficients", 8), floats("intercepts", 2)];
-        assert!(
-            says(Sketch { nodes: vec![linear], ..Sketch::unary("Relu") })
-                .contains("8 coefficients for 2 rows of 3")
-        );
         let dangling = Sketch { nodes: vec![node("Relu", "", &["z"], &["y"])], ..Sketch::unary("Relu") };
         assert_eq!(says(dangling), "tract refuses the model: nothing computes z");
         let missing = Sketch { outputs: vec![("nowhere", FLOAT, vec![1])], ..Sketch::unary("Relu") };
         assert!(says(missing).starts_with("tract refuses the model: "));
-    }
-
-    fn floats(name: &str, count: usize) -> tract_onnx::pb::AttributeProto {
-        tract_onnx::pb::AttributeProto { name: name.into(), floats: vec![1.0; count], ..Default::default() }
     }
 
     #[test]

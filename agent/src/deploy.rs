@@ -121,7 +121,10 @@ impl Deployment {
     /// The bundles that must stay on the disk.
     pub fn kept(&self) -> impl Iterator<Item = Digest> {
         let target = (self.phase != Phase::Rejected).then_some(&self.target);
-        [target, self.active.as_ref(), self.previous.as_ref()].into_iter().flatten().map(|target| target.digest)
+        [target, self.active.as_ref(), self.previous.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|target| target.digest)
     }
 }
 
@@ -237,7 +240,8 @@ fn restarted(mut state: Deployment) -> (Deployment, Vec<Effect>) {
     let mut effects = Vec::new();
     if let Some(active) = state.active.clone() {
         if state.restores >= MAX_RESTORES {
-            let why = format!("the agent died {MAX_RESTORES} times while it loaded version {}", active.version);
+            let why =
+                format!("the agent died {MAX_RESTORES} times while it loaded version {}", active.version);
             let (next, given_up) = give_up_active(state, why);
             state = next;
             effects.extend(given_up);

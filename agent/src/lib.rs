@@ -11,16 +11,25 @@
 //! | [`scorer`], [`service`], [`settings`] | who answers a request, and how |
 //! | [`capture`], [`spool`], [`upload`] | a row's way from the score to the cloud |
 //! | [`commands`], [`health`] | what the cloud may ask, and what the device says of itself |
+//! | [`cli`], [`config`], [`log`], [`error`] | the command line, what it is told, how it speaks and ends |
 //! | [`durable`] | files that survive a power cut |
 
 pub mod app;
+pub mod body;
 pub mod capture;
+pub mod cli;
 pub mod commands;
+pub mod config;
 pub mod deploy;
 pub mod durable;
+pub mod error;
 pub mod fetch;
 pub mod health;
+pub mod http;
 pub mod link;
+pub mod log;
+pub mod metrics;
+pub mod routes;
 pub mod scorer;
 pub mod service;
 pub mod settings;

@@ -43,7 +43,7 @@ pub struct Facts {
     /// The digest of its bundle.
     pub digest: Digest,
     /// What it takes and gives.
-    pub signature: Signature,
+    pub signature: Arc<Signature>,
     /// Names of its classes, in order; empty where the bundle has none.
     pub labels: Vec<String>,
     /// The engine that runs it, with its version.

@@ -19,10 +19,10 @@ pub struct Settings {
 }
 
 /// Most workers of one model: each holds the model in memory.
-const MAX_INSTANCES: u32 = 64;
+pub(crate) const MAX_INSTANCES: u32 = 64;
 
 /// Longest queue of one model: each request holds its tensors in memory.
-const MAX_QUEUE: u32 = 4096;
+pub(crate) const MAX_QUEUE: u32 = 4096;
 
 impl Settings {
     /// `wanted` over these.

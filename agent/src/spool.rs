@@ -390,7 +390,7 @@ impl Spool {
     ///
     /// # Errors
     /// The disk refuses to be written; what was appended is safe all the same.
-    pub fn close(mut self) -> Result<(), SpoolError> {
+    pub fn close(&mut self) -> Result<(), SpoolError> {
         self.close_active()?;
         self.commit(self.record.clone())
     }

@@ -85,8 +85,7 @@ pub enum VaultError {
 impl Vault {
     /// Opens the vault in `directory`, making it where there is none.
     pub fn open(directory: &Path, budget: u64) -> Result<Self, VaultError> {
-        let vault =
-            Self { chunks: directory.join("chunks"), manifests: directory.join("manifests"), budget };
+        let vault = Self { chunks: directory.join("chunks"), manifests: directory.join("manifests"), budget };
         for directory in [&vault.chunks, &vault.manifests] {
             fs::create_dir_all(directory).map_err(io_error("making", directory))?;
         }
@@ -173,7 +172,8 @@ impl Vault {
         }
         durable::sync_file_system(&self.chunks).map_err(io_error("syncing", &self.chunks))?;
         let source = Source::Vault { chunks: self.chunks.clone() };
-        let mut verified = Verified { digest: *digest, manifest, description: Description::default(), source };
+        let mut verified =
+            Verified { digest: *digest, manifest, description: Description::default(), source };
         let description = BundlePath::new(cloud_sync::bundle::DESCRIPTION_FILE)?;
         verified.description =
             Description::parse(&verified.read_bounded(&description, limits::MAX_DESCRIPTION_BYTES)?)?;

@@ -23,7 +23,9 @@ pub mod signature;
 pub mod tensor;
 mod tract;
 
-pub use load::{Availability, Engine, LoadError, LoadOptions, Loaded, Provider, available, load};
+pub use load::{
+    Availability, Engine, LoadError, LoadOptions, Loaded, Provider, UnknownProvider, available, load,
+};
 pub use model::{InputError, Model, ScoreError};
 pub use signature::{Signature, TensorSpec};
 pub use tensor::{Data, DataType, Element, ShapeError, Tensor, Tensors};

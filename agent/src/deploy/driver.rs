@@ -226,7 +226,7 @@ impl Driver {
                 let (deployment, effects) = Deployment::new(target);
                 self.state.models.insert(name.clone(), deployment);
                 self.write().await?;
-                self.perform(&name, effects, None).await;
+                self.perform(&name, effects).await;
             }
         }
         Ok(())
@@ -248,7 +248,12 @@ impl Driver {
     }
 
     /// One step: decide, write, do.
-    async fn handle(&mut self, name: &ModelName, event: Event, proven: Option<Proven>) -> Result<(), StateError> {
+    async fn handle(
+        &mut self,
+        name: &ModelName,
+        event: Event,
+        proven: Option<Proven>,
+    ) -> Result<(), StateError> {
         let Some(before) = self.state.models.get(name).cloned() else { return Ok(()) };
         let retry = match &event {
             Event::FetchStalled(digest, _) => before.expects(Phase::Fetching, *digest),
@@ -331,7 +336,8 @@ impl Driver {
 
     fn prove(&mut self, name: &ModelName, target: Target, work: Work) {
         let (vault, model) = (self.parts.vault.clone(), name.clone());
-        let (settings, onnxruntime) = (self.parts.settings.with(&target.settings), self.parts.onnxruntime.clone());
+        let (settings, onnxruntime) =
+            (self.parts.settings.with(&target.settings), self.parts.onnxruntime.clone());
         let (digest, version, proofs) = (target.digest, target.version, self.proofs.clone());
         self.spawn(name, work, async move {
             let _permit = proofs.acquire_owned().await;
@@ -350,7 +356,9 @@ impl Driver {
                 (Work::Target, Err(failure)) => (Event::ProofFailed(digest, failure.to_string()), None, None),
                 (Work::Restore, Ok(proven)) => (Event::Restored(digest), Some(proven), None),
                 (Work::Restore, Err(Failure::Incomplete)) => (Event::RestoreIncomplete(digest), None, None),
-                (Work::Restore, Err(failure)) => (Event::RestoreFailed(digest, failure.to_string()), None, None),
+                (Work::Restore, Err(failure)) => {
+                    (Event::RestoreFailed(digest, failure.to_string()), None, None)
+                }
             }
         });
     }

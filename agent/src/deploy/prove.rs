@@ -3,6 +3,7 @@
 //! The only place that makes a [`Proven`] version, and so the only way to serve.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cloud_sync::bundle::Accelerator;
 use cloud_sync::name::ModelName;
@@ -41,7 +42,8 @@ pub fn prove(
     onnxruntime: Option<PathBuf>,
 ) -> Result<Proven, ProofError> {
     let onnx = bundle.onnx()?;
-    let options = LoadOptions { provider: settings.provider, threads: settings.threads as usize, onnxruntime };
+    let options =
+        LoadOptions { provider: settings.provider, threads: settings.threads as usize, onnxruntime };
     let mut first = engine::load(&onnx, &options)?;
     let on_gpu = matches!(first.provider, Provider::Cuda | Provider::TensorRt);
     if bundle.description().resources.accelerator == Accelerator::Gpu && !on_gpu {
@@ -49,7 +51,7 @@ pub fn prove(
     }
     check_golden(bundle, &mut first)?;
 
-    let signature = first.model.signature().clone();
+    let signature = Arc::new(first.model.signature().clone());
     let facts = Facts {
         name: name.clone(),
         version,

@@ -57,7 +57,10 @@ fn the_version_before_is_kept_and_can_be_had_back() {
     assert_eq!(state.previous, Some(target(1)));
     let (state, effects) = step(state, Event::Rollback);
     assert_eq!(effects, [Effect::Abandon, Effect::Restore(target(1)), Effect::Collect]);
-    assert_eq!((state.phase, state.active.clone(), state.previous.clone()), (Phase::RolledBack, Some(target(1)), None));
+    assert_eq!(
+        (state.phase, state.active.clone(), state.previous.clone()),
+        (Phase::RolledBack, Some(target(1)), None)
+    );
     let (state, effects) = step(state, Event::Desired(target(2)));
     assert!(effects.is_empty(), "the same wish again does not bring the version back");
     assert!(step(state, Event::Rollback).1.is_empty(), "there is nothing left to roll back to");

@@ -93,7 +93,8 @@ impl Window {
     fn expire(&mut self, now: Instant) {
         let patience = self.round_trip.saturating_mul(4).clamp(PATIENCE.0, PATIENCE.1);
         let late = |asked: &Instant| now.saturating_duration_since(*asked) >= patience;
-        let lost: Vec<Want> = self.asked.iter().filter(|(_, asked)| late(asked)).map(|(want, _)| *want).collect();
+        let lost: Vec<Want> =
+            self.asked.iter().filter(|(_, asked)| late(asked)).map(|(want, _)| *want).collect();
         if !lost.is_empty() {
             self.size = (self.size / 2).max(1);
         }

@@ -11,6 +11,7 @@
 //! `cat ledger` shows both slots: a digest and a line of JSON each.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -41,6 +42,18 @@ pub enum DropReason {
     QueueFull,
     /// The row was larger than [`MAX_ROW_BYTES`](super::MAX_ROW_BYTES).
     RowTooLarge,
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            DropReason::SpoolFull => "spool_full",
+            DropReason::DiskFull => "disk_full",
+            DropReason::DiskError => "disk_error",
+            DropReason::QueueFull => "queue_full",
+            DropReason::RowTooLarge => "row_too_large",
+        })
+    }
 }
 
 /// The fate of every row so far: `captured = uploaded + held + dropped + lost`.

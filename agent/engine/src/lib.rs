@@ -1,1 +1,29 @@
-//! placeholder
+//! ONNX scoring behind one trait.
+//!
+//! [`load()`] turns the bytes of an ONNX file into a [`Model`]: [`Signature`] in, [`Tensors`] in, [`Tensors`] out.
+//! Two engines stand behind it. tract is compiled in and works everywhere; ONNX Runtime is faster and covers more
+//! operators, and is loaded at run time where its library is found. Nobody outside this crate sees either.
+//!
+//! The map:
+//! - [`tensor`] named, typed, shaped values; [`signature`] what a model takes and gives;
+//! - [`model`] the trait and what scoring can fail with;
+//! - [`mod@load`] providers, options, errors, the choice of an engine;
+//! - `tract/` and `onnxruntime/` the engines, each the only place that names its library;
+//! - [`json`] the tensors of the Open Inference Protocol; [`golden`] the proof that a model gives what it should;
+//!   [`profile`] how long it takes.
+
+mod contain;
+pub mod golden;
+pub mod json;
+pub mod load;
+pub mod model;
+mod onnxruntime;
+pub mod profile;
+pub mod signature;
+pub mod tensor;
+mod tract;
+
+pub use load::{Availability, Engine, LoadError, LoadOptions, Loaded, Provider, available, load};
+pub use model::{InputError, Model, ScoreError};
+pub use signature::{Signature, TensorSpec};
+pub use tensor::{Data, DataType, Element, ShapeError, Tensor, Tensors};

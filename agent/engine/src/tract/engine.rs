@@ -1,0 +1,276 @@
+//! Scoring with tract.
+//!
+//! tract compiles a graph for the shapes of its inputs. Where they are all fixed that happens once, at load. Where some
+//! are free, one plan with symbols for lengths serves every shape, if tract can compile it; else each set of shapes
+//! gets a plan of its own, compiled when it first comes.
+//!
+//! Invariants: an operator that tract does not have, or would get wrong, is refused at load, not at the first score;
+//! there are at most [`PLANS`] plans; every call into tract is contained, since it asserts on what a file says.
+
+use std::sync::Arc;
+
+use tract_onnx::model::Onnx;
+use tract_onnx::prelude as tract;
+use tract_onnx::prelude::{Datum, DatumType, InferenceModelExt, IntoRunnable};
+
+use super::OnnxFile;
+use crate::contain::contained;
+use crate::load::{Engine, LoadError, brief};
+use crate::model::{Model, ScoreError};
+use crate::signature::Signature;
+use crate::tensor::{Data, DataType, Element, Tensor, Tensors};
+
+/// tract's version, pinned in the workspace's Cargo.toml; a test compares the two.
+pub(crate) const VERSION: &str = "0.23.9";
+
+/// Plans kept for different shapes: each can hold its own arrangement of the weights, so their number bounds the
+/// memory; a client that alternates between more shapes pays for compiling them again.
+const PLANS: usize = 8;
+
+/// Lengths tried for free dimensions to prove at load that the graph compiles: one, and one that is large enough for
+/// the strides of a convolutional network.
+const PROBES: [usize; 2] = [1, 64];
+
+/// The newest operator set whose operators have the meaning that tract gives them.
+const NEWEST_OPSET: i64 = 25;
+
+/// Domains whose operators tract looks up; it ignores the domain itself.
+const DOMAINS: [&str; 3] = ["ai.onnx", "ai.onnx.ml", "com.microsoft"];
+
+type Plan = Arc<tract::TypedRunnableModel>;
+type Shapes = Vec<Vec<usize>>;
+
+/// A model that tract runs.
+pub(crate) struct TractModel {
+    signature: Signature,
+    plans: Plans,
+}
+
+enum Plans {
+    /// One plan serves every score.
+    One(Plan),
+    /// One plan per set of input shapes, the most recently used last.
+    PerShapes { graph: tract::InferenceModel, compiled: Vec<(Shapes, Plan)> },
+}
+
+impl TractModel {
+    /// Compiles a file, or says what tract can't do with it.
+    pub(crate) fn load(file: OnnxFile) -> Result<TractModel, LoadError> {
+        let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
+        refuse_unsupported(&file, &onnx)?;
+        let graph = contained(|| -> tract::TractResult<tract::InferenceModel> {
+            let parsed = onnx.parse(&file.proto, None)?;
+            match parsed.unresolved_inputs.as_slice() {
+                [] => Ok(parsed.model),
+                missing => Err(tract::TractError::msg(format!("nothing computes {}", missing.join(", ")))),
+            }
+        });
+        let graph = in_words(graph).map_err(|why| LoadError::refused(Engine::Tract, why))?;
+        let signature = file.signature;
+        let plans = Plans::prove(graph, &signature).map_err(|why| LoadError::refused(Engine::Tract, why))?;
+        Ok(TractModel { signature, plans })
+    }
+}
+
+impl Model for TractModel {
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn score(&mut self, inputs: &Tensors) -> Result<Tensors, ScoreError> {
+        self.signature.check(inputs)?;
+        let failed = |why: String| ScoreError::Engine { engine: Engine::Tract, why };
+        let given: Vec<&Tensor> =
+            self.signature.inputs.iter().filter_map(|spec| inputs.get(&spec.name)).collect();
+        let plan = self.plans.of(&given).map_err(failed)?;
+        let outputs = contained(|| {
+            let values =
+                given.iter().map(|tensor| Ok(to_tract(tensor)?.into())).collect::<tract::TractResult<_>>()?;
+            plan.run(values)
+        });
+        let outputs = in_words(outputs).map_err(failed)?;
+        if outputs.len() != self.signature.outputs.len() {
+            return Err(failed(format!(
+                "{} outputs came instead of {}",
+                outputs.len(),
+                self.signature.outputs.len()
+            )));
+        }
+        let named = self.signature.outputs.iter().zip(&outputs).map(|(spec, value)| {
+            let tensor = from_tract(value, spec.data_type);
+            Ok((
+                spec.name.clone(),
+                tensor.map_err(|error| failed(format!("output `{}`: {error:#}", spec.name)))?,
+            ))
+        });
+        named.collect()
+    }
+}
+
+impl Plans {
+    /// Plans of a graph that is proved to compile.
+    fn prove(graph: tract::InferenceModel, signature: &Signature) -> Result<Plans, String> {
+        let fixed: Option<Shapes> = signature
+            .inputs
+            .iter()
+            .map(|spec| spec.shape.iter().copied().collect::<Option<Vec<usize>>>())
+            .collect();
+        if let Some(shapes) = fixed {
+            return Ok(Plans::One(compile(graph, &shapes)?));
+        }
+        if let Ok(plan) = compile_symbolic(graph.clone()) {
+            return Ok(Plans::One(plan));
+        }
+        let probed = |length: usize| -> Shapes {
+            signature
+                .inputs
+                .iter()
+                .map(|spec| spec.shape.iter().map(|l| l.unwrap_or(length)).collect())
+                .collect()
+        };
+        let mut refusal = String::new();
+        for length in PROBES {
+            match compile(graph.clone(), &probed(length)) {
+                Ok(_) => return Ok(Plans::PerShapes { graph, compiled: Vec::new() }),
+                Err(why) => refusal = why,
+            }
+        }
+        Err(refusal)
+    }
+
+    /// The plan for these inputs.
+    fn of(&mut self, inputs: &[&Tensor]) -> Result<Plan, String> {
+        let (graph, compiled) = match self {
+            Plans::One(plan) => return Ok(Arc::clone(plan)),
+            Plans::PerShapes { graph, compiled } => (graph, compiled),
+        };
+        let fits =
+            |shapes: &Shapes| shapes.iter().map(Vec::as_slice).eq(inputs.iter().map(|tensor| tensor.shape()));
+        let found = compiled.iter().position(|(shapes, _)| fits(shapes));
+        let entry = match found {
+            Some(position) => compiled.remove(position),
+            None => {
+                let shapes: Shapes = inputs.iter().map(|tensor| tensor.shape().to_vec()).collect();
+                let plan = compile(graph.clone(), &shapes)?;
+                (shapes, plan)
+            }
+        };
+        let plan = Arc::clone(&entry.1);
+        if compiled.len() >= PLANS {
+            compiled.remove(0);
+        }
+        compiled.push(entry);
+        Ok(plan)
+    }
+}
+
+fn compile(mut graph: tract::InferenceModel, shapes: &Shapes) -> Result<Plan, String> {
+    in_words(contained(move || {
+        for (input, shape) in shapes.iter().enumerate() {
+            let data_type = graph.input_fact(input)?.datum_type;
+            let mut fact = tract::InferenceFact::default().with_shape(shape);
+            fact.datum_type = data_type;
+            graph.set_input_fact(input, fact)?;
+        }
+        graph.into_optimized()?.into_runnable()
+    }))
+}
+
+fn compile_symbolic(graph: tract::InferenceModel) -> Result<Plan, String> {
+    in_words(contained(move || graph.into_optimized()?.into_runnable()))
+}
+
+/// Refuses what tract would not run, or would run wrongly.
+fn refuse_unsupported(file: &OnnxFile, onnx: &Onnx) -> Result<(), LoadError> {
+    let opset = file.opset("ai.onnx");
+    if opset > NEWEST_OPSET {
+        return Err(LoadError::UnsupportedOpset {
+            engine: Engine::Tract,
+            domain: "ai.onnx".into(),
+            opset,
+            newest: NEWEST_OPSET,
+        });
+    }
+    let known = |op: &str, domain: &str| DOMAINS.contains(&domain) && onnx.op_register.0.contains_key(op);
+    if let Some(operator) = file.operators().into_iter().find(|operator| !known(operator.op, operator.domain))
+    {
+        return Err(LoadError::UnsupportedOp {
+            engine: Engine::Tract,
+            op: operator.op.into(),
+            domain: operator.domain.into(),
+            opset: operator.opset,
+        });
+    }
+    let refused = |why: String| Err(LoadError::Refused { engine: Engine::Tract, why });
+    if file.has_binary_trees() {
+        return refused(
+            "it answers the first label for every row of a TreeEnsembleClassifier of two classes: \
+             use ONNX Runtime (provider cpu)"
+                .into(),
+        );
+    }
+    let mut specs = file.signature.inputs.iter().chain(&file.signature.outputs);
+    if let Some(spec) = specs.find(|spec| spec.data_type == DataType::String) {
+        return refused(format!(
+            "`{}` is of type BYTES (strings): use ONNX Runtime (provider cpu)",
+            spec.name
+        ));
+    }
+    Ok(())
+}
+
+/// One error out of a contained call: a panic's message or tract's own.
+fn in_words<T>(result: Result<tract::TractResult<T>, String>) -> Result<T, String> {
+    result.and_then(|result| result.map_err(|error| format!("{error:#}"))).map_err(brief)
+}
+
+fn to_tract(tensor: &Tensor) -> tract::TractResult<tract::Tensor> {
+    fn of<T: Datum + Copy>(tensor: &Tensor, elements: &[T]) -> tract::TractResult<tract::Tensor> {
+        tract::Tensor::from_shape(tensor.shape(), elements)
+    }
+    match tensor.data() {
+        Data::F32(elements) => of(tensor, elements),
+        Data::F64(elements) => of(tensor, elements),
+        Data::F16(elements) => of(tensor, elements),
+        Data::I8(elements) => of(tensor, elements),
+        Data::I16(elements) => of(tensor, elements),
+        Data::I32(elements) => of(tensor, elements),
+        Data::I64(elements) => of(tensor, elements),
+        Data::U8(elements) => of(tensor, elements),
+        Data::U16(elements) => of(tensor, elements),
+        Data::U32(elements) => of(tensor, elements),
+        Data::U64(elements) => of(tensor, elements),
+        Data::Bool(elements) => of(tensor, elements),
+        Data::String(_) => Err(tract::TractError::msg("strings are not supported")),
+    }
+}
+
+fn from_tract(value: &tract::Tensor, data_type: DataType) -> tract::TractResult<Tensor> {
+    fn of<T: Datum + Element>(value: &tract::Tensor) -> tract::TractResult<Tensor> {
+        // Lengths that tract computes with symbols are of a type of its own; the file calls them INT64.
+        let cast;
+        let value = if value.datum_type() == DatumType::TDim {
+            cast = value.cast_to::<i64>()?;
+            cast.as_ref()
+        } else {
+            value
+        };
+        let elements = value.try_as_plain_ram()?.as_slice::<T>()?.to_vec();
+        Ok(Tensor::from_vec(value.shape().to_vec(), elements)?)
+    }
+    match data_type {
+        DataType::F32 => of::<f32>(value),
+        DataType::F64 => of::<f64>(value),
+        DataType::F16 => of::<half::f16>(value),
+        DataType::I8 => of::<i8>(value),
+        DataType::I16 => of::<i16>(value),
+        DataType::I32 => of::<i32>(value),
+        DataType::I64 => of::<i64>(value),
+        DataType::U8 => of::<u8>(value),
+        DataType::U16 => of::<u16>(value),
+        DataType::U32 => of::<u32>(value),
+        DataType::U64 => of::<u64>(value),
+        DataType::Bool => of::<bool>(value),
+        DataType::String => Err(tract::TractError::msg("strings are not supported")),
+    }
+}

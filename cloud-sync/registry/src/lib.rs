@@ -11,8 +11,8 @@
 
 pub mod api;
 pub mod broker;
-//pub mod cli;
-//pub mod client;
+pub mod cli;
+pub mod client;
 pub mod commands;
 pub mod deployments;
 pub mod error;

@@ -1,7 +1,5 @@
 //! The `edgewise` binary; see the library for what it does.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    ExitCode::SUCCESS
+fn main() -> std::process::ExitCode {
+    edgewise::cli::main()
 }

@@ -26,7 +26,7 @@ use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
 /// Longest tensor that gets a column for each element: beyond that nobody reads them by name.
-pub const SPREAD_ELEMENTS: usize = 1024;
+pub(super) const SPREAD_ELEMENTS: usize = 1024;
 
 /// Most columns of tensors in one table: the footer of a Parquet file describes each.
 const MAX_COLUMNS: usize = 4096;
@@ -42,7 +42,7 @@ const LAST_MS: u64 = 253_402_300_799_000;
 
 /// Rows of one model version and day, as a Parquet file.
 #[derive(Debug, Clone)]
-pub struct Table {
+pub(super) struct Table {
     /// The model.
     pub model: String,
     /// Its version.
@@ -77,7 +77,7 @@ pub fn time_ms(wall_ms: u64, wall_sure: bool, received_ms: u64) -> u64 {
 
 /// The tables of a stream's rows, each with its sequence number, and how many rows were refused because they
 /// contradict themselves.
-pub fn tables(
+pub(super) fn tables(
     (device, stream): (&DeviceId, &str),
     received_ms: u64,
     rows: Vec<(u64, Row)>,

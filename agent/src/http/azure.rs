@@ -52,6 +52,28 @@ type QueryResult = Result<Query<Vec<(String, String)>>, QueryRejection>;
 struct Ids {
     request: String,
     client: Option<String>,
+    /// What is answered in the legacy header, which once was both.
+    legacy: String,
+}
+
+impl Ids {
+    fn of(headers: &HeaderMap) -> Result<Self, Failure> {
+        let read = |name: HeaderName| {
+            let text = headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+            text.filter(|text| !text.is_empty()).map(|text| text.into_owned())
+        };
+        let request = read(REQUEST_ID).unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let (client, legacy) = (read(CLIENT_REQUEST_ID), read(LEGACY_REQUEST_ID));
+        let too_long = |id: &String| id.chars().count() > MAX_ID;
+        if too_long(&request) || client.iter().chain(&legacy).any(too_long) {
+            let line =
+                format!("x-request-id, x-ms-client-request-id and x-ms-request-id take {MAX_ID} characters");
+            return Err(Failure::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, line));
+        }
+        let client = client.or_else(|| legacy.clone());
+        let legacy = legacy.or_else(|| client.clone()).unwrap_or_else(|| request.clone());
+        Ok(Self { request, client, legacy })
+    }
 }
 
 async fn score_body(
@@ -206,27 +228,17 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// Takes the ids of a request from its headers, or makes them, and gives them back with the answer.
 async fn identify(mut request: Request, next: Next) -> Response {
-    let read = |name: &HeaderName| {
-        let text = request.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
-        text.filter(|text| !text.is_empty()).map(|text| text.into_owned())
+    let ids = match Ids::of(request.headers()) {
+        Ok(ids) => ids,
+        Err(failure) => return failure.as_message(),
     };
-    let id = read(&REQUEST_ID).unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-    let (client, legacy) = (read(&CLIENT_REQUEST_ID), read(&LEGACY_REQUEST_ID));
     let trace = request.headers().get(TRACE_ID).cloned();
-    let too_long = |id: &String| id.chars().count() > MAX_ID;
-    if too_long(&id) || client.iter().chain(&legacy).any(too_long) {
-        let line = format!("x-request-id, x-ms-client-request-id and x-ms-request-id take {MAX_ID} characters");
-        return Failure::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, line).as_message();
-    }
-    // The legacy header once was both ids: it stands in for the client's, and is answered by whichever there is.
-    let client = client.or_else(|| legacy.clone());
-    let legacy = legacy.or_else(|| client.clone()).unwrap_or_else(|| id.clone());
-    request.extensions_mut().insert(Ids { request: id.clone(), client: client.clone() });
+    request.extensions_mut().insert(ids.clone());
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
-    put(headers, REQUEST_ID, &id);
-    put(headers, LEGACY_REQUEST_ID, &legacy);
-    if let Some(client) = &client {
+    put(headers, REQUEST_ID, &ids.request);
+    put(headers, LEGACY_REQUEST_ID, &ids.legacy);
+    if let Some(client) = &ids.client {
         put(headers, CLIENT_REQUEST_ID, client);
     }
     if let Some(trace) = trace {

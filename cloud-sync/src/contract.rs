@@ -207,6 +207,25 @@ pub struct ReportedModel {
     /// Memory that loading the active version took, in bytes, as measured here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// What it took to bring the active version here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
+}
+
+/// What it took to bring a version to a device and into service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Transfer {
+    /// Bytes of pieces that came over the link, the manifest's included.
+    pub fetched_bytes: u64,
+    /// Bytes of the bundle that were on the device before.
+    pub shared_bytes: u64,
+    /// From the first request for a piece to the last piece on the disk, in milliseconds.
+    pub fetch_ms: u64,
+    /// For loading and proving, in milliseconds.
+    pub proof_ms: u64,
+    /// For the swap itself, in microseconds: how long a new request could have waited for it.
+    pub swap_us: u64,
 }
 
 /// How far a device is with a version.

@@ -20,7 +20,7 @@ pub const MAX_ELEMENTS: usize = 8 << 20;
 /// The deepest nesting of data, and so the highest rank; the models of this field stay under 8.
 const MAX_RANK: usize = 16;
 
-/// A tensor as a request carries it. Unknown fields, such as `parameters`, are ignored.
+/// A tensor as a request carries it. Unknown fields and parameters are ignored.
 #[derive(Clone, Debug, Deserialize)]
 pub struct JsonTensor {
     /// Which input it is.
@@ -29,7 +29,16 @@ pub struct JsonTensor {
     pub shape: Vec<usize>,
     /// The element type by its protocol name.
     pub datatype: String,
-    data: Elements,
+    /// What else is said of it.
+    pub parameters: Option<TensorParameters>,
+    data: Option<Elements>,
+}
+
+/// The parameters of a tensor that decide where its elements are.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct TensorParameters {
+    /// The elements follow the JSON as so many bytes, as in [`crate::binary`].
+    pub binary_data_size: Option<usize>,
 }
 
 /// What is wrong with a tensor in JSON.
@@ -48,7 +57,36 @@ impl JsonTensor {
     /// # Errors
     /// An unknown type, data that does not fit the shape, an element that does not fit the type.
     pub fn into_tensor(self) -> Result<(String, Tensor), JsonError> {
-        match read(&self.shape, &self.datatype, self.data) {
+        let read = || {
+            let data_type = data_type(&self.datatype)?;
+            let elements = self.data.ok_or("its data is missing")?;
+            let (nesting, count) = (elements.nesting(), elements.len());
+            let tensor = elements.convert(data_type, self.shape.clone())?;
+            // A flat list may stand for any shape.
+            if nesting.len() > 1 && nesting != self.shape && count > 0 {
+                return Err(format!("data is nested as {nesting:?}, its shape is {:?}", self.shape));
+            }
+            Ok(tensor)
+        };
+        match read() {
+            Ok(tensor) => Ok((self.name, tensor)),
+            Err(why) => Err(JsonError { tensor: self.name, why }),
+        }
+    }
+
+    /// The tensor by its name, its elements from `bytes` as in [`crate::binary`] instead of from the JSON.
+    ///
+    /// # Errors
+    /// An unknown type, data in the JSON as well, bytes that do not fit the shape.
+    pub fn with_bytes(self, bytes: &[u8]) -> Result<(String, Tensor), JsonError> {
+        let read = || {
+            if self.data.is_some() {
+                return Err("it has both data and binary data".to_owned());
+            }
+            let data_type = data_type(&self.datatype)?;
+            crate::binary::read(data_type, self.shape, bytes).map_err(|error| error.to_string())
+        };
+        match read() {
             Ok(tensor) => Ok((self.name, tensor)),
             Err(why) => Err(JsonError { tensor: self.name, why }),
         }
@@ -116,9 +154,10 @@ enum Scalar {
     Float(f64),
 }
 
-/// The elements of a `data` field in order, and the shape that their nesting shows.
+/// Numbers, booleans or strings in order, and the shape that their nesting shows. What they are elements of is
+/// decided by [`Elements::into_tensor`].
 #[derive(Clone, Debug, Default)]
-struct Elements {
+pub struct Elements {
     scalars: Vec<Scalar>,
     strings: Vec<String>,
     /// The length of the lists at each depth, once the first list of that depth has ended.
@@ -126,6 +165,56 @@ struct Elements {
 }
 
 impl Elements {
+    /// The length of the lists at each depth, outermost first; none for a lone element.
+    pub fn nesting(&self) -> Vec<usize> {
+        self.nesting.iter().copied().flatten().collect()
+    }
+
+    /// Reads one more value as the next row: an item of the outermost list.
+    pub fn next_row<'de>(&mut self) -> impl DeserializeSeed<'de, Value = ()> {
+        match self.nesting.first_mut() {
+            Some(rows) => *rows = rows.map(|rows| rows + 1),
+            None => self.nesting.push(Some(1)),
+        }
+        Level { elements: self, depth: 1 }
+    }
+
+    /// The tensor `name` of these elements, whatever their nesting.
+    ///
+    /// # Errors
+    /// Another number of elements than `shape` holds, an element that does not fit the type.
+    pub fn into_tensor(
+        self,
+        name: &str,
+        data_type: DataType,
+        shape: Vec<usize>,
+    ) -> Result<Tensor, JsonError> {
+        self.convert(data_type, shape).map_err(|why| JsonError { tensor: name.to_owned(), why })
+    }
+
+    fn convert(self, data_type: DataType, shape: Vec<usize>) -> Result<Tensor, String> {
+        let expected = tensor::elements(&shape).ok_or_else(|| format!("shape {shape:?} is too large"))?;
+        if self.len() != expected {
+            return Err(format!("shape {shape:?} holds {expected} elements, data has {}", self.len()));
+        }
+        let data = match data_type {
+            DataType::String => strings(self),
+            DataType::F32 => floats(self, |float| float as f32).map(Data::F32),
+            DataType::F64 => floats(self, |float| float).map(Data::F64),
+            DataType::F16 => floats(self, f16::from_f64).map(Data::F16),
+            DataType::I8 => integers(self, data_type).map(Data::I8),
+            DataType::I16 => integers(self, data_type).map(Data::I16),
+            DataType::I32 => integers(self, data_type).map(Data::I32),
+            DataType::I64 => integers(self, data_type).map(Data::I64),
+            DataType::U8 => integers(self, data_type).map(Data::U8),
+            DataType::U16 => integers(self, data_type).map(Data::U16),
+            DataType::U32 => integers(self, data_type).map(Data::U32),
+            DataType::U64 => integers(self, data_type).map(Data::U64),
+            DataType::Bool => bools(self),
+        }?;
+        Tensor::new(shape, data).map_err(|error| error.to_string())
+    }
+
     fn len(&self) -> usize {
         self.scalars.len() + self.strings.len()
     }
@@ -225,35 +314,11 @@ impl<'de> Visitor<'de> for Level<'_> {
     }
 }
 
-fn read(shape: &[usize], datatype: &str, elements: Elements) -> Result<Tensor, String> {
-    let data_type = DataType::from_oip_name(datatype).ok_or_else(|| {
+fn data_type(name: &str) -> Result<DataType, String> {
+    DataType::from_oip_name(name).ok_or_else(|| {
         let known: Vec<&str> = DataType::ALL.iter().map(|data_type| data_type.oip_name()).collect();
-        format!("unknown datatype {datatype}: expected one of {}", known.join(", "))
-    })?;
-    let expected = tensor::elements(shape).ok_or_else(|| format!("shape {shape:?} is too large"))?;
-    if elements.len() != expected {
-        return Err(format!("shape {shape:?} holds {expected} elements, data has {}", elements.len()));
-    }
-    let nesting: Vec<usize> = elements.nesting.iter().copied().flatten().collect();
-    if nesting.len() > 1 && nesting != shape && expected > 0 {
-        return Err(format!("data is nested as {nesting:?}, its shape is {shape:?}"));
-    }
-    let data = match data_type {
-        DataType::String => strings(elements),
-        DataType::F32 => floats(elements, |float| float as f32).map(Data::F32),
-        DataType::F64 => floats(elements, |float| float).map(Data::F64),
-        DataType::F16 => floats(elements, f16::from_f64).map(Data::F16),
-        DataType::I8 => integers(elements, data_type).map(Data::I8),
-        DataType::I16 => integers(elements, data_type).map(Data::I16),
-        DataType::I32 => integers(elements, data_type).map(Data::I32),
-        DataType::I64 => integers(elements, data_type).map(Data::I64),
-        DataType::U8 => integers(elements, data_type).map(Data::U8),
-        DataType::U16 => integers(elements, data_type).map(Data::U16),
-        DataType::U32 => integers(elements, data_type).map(Data::U32),
-        DataType::U64 => integers(elements, data_type).map(Data::U64),
-        DataType::Bool => bools(elements),
-    }?;
-    Tensor::new(shape.to_vec(), data).map_err(|error| error.to_string())
+        format!("unknown datatype {name}: expected one of {}", known.join(", "))
+    })
 }
 
 fn strings(elements: Elements) -> Result<Data, String> {

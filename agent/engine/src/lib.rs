@@ -9,9 +9,10 @@
 //! - [`model`] the trait and what scoring can fail with;
 //! - [`mod@load`] providers, options, errors, the choice of an engine;
 //! - `tract/` and `onnxruntime/` the engines, each the only place that names its library;
-//! - [`json`] the tensors of the Open Inference Protocol; [`golden`] the proof that a model gives what it should;
-//!   [`profile`] how long it takes.
+//! - [`json`] and [`binary`] the tensors of the Open Inference Protocol; [`golden`] the proof that a model gives what
+//!   it should; [`profile`] how long it takes.
 
+pub mod binary;
 mod contain;
 pub mod golden;
 pub mod json;
@@ -23,7 +24,9 @@ pub mod signature;
 pub mod tensor;
 mod tract;
 
-pub use load::{Availability, Engine, LoadError, LoadOptions, Loaded, Provider, available, load};
+pub use load::{
+    Availability, Engine, LoadError, LoadOptions, Loaded, Provider, UnknownProvider, available, load,
+};
 pub use model::{InputError, Model, ScoreError};
 pub use signature::{Signature, TensorSpec};
 pub use tensor::{Data, DataType, Element, ShapeError, Tensor, Tensors};

@@ -36,6 +36,11 @@ macro_rules! element_types {
             pub fn data_type(&self) -> DataType {
                 match self { $(Data::$variant(_) => DataType::$variant),+ }
             }
+
+            /// Zeros, falses or empty strings. The caller bounds their number.
+            pub fn zeros(data_type: DataType, len: usize) -> Data {
+                match data_type { $(DataType::$variant => Data::$variant(vec![<$element>::default(); len])),+ }
+            }
         }
 
         $(impl Element for $element {

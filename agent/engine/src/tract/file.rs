@@ -87,14 +87,19 @@ impl OnnxFile {
         self.nodes().into_iter().map(|node| Operator::of(node, self)).collect()
     }
 
-    /// Whether a tree ensemble here tells two classes (or one) apart.
-    pub(crate) fn has_binary_trees(&self) -> bool {
-        self.nodes().into_iter().any(|node| {
-            node.op_type == "TreeEnsembleClassifier" && class_count(node).is_none_or(|classes| classes <= 2)
-        })
+    /// Gives every node a name of its own, as tract wants it.
+    pub(super) fn name_nodes_apart(&mut self) {
+        let mut taken = HashSet::new();
+        for (index, node) in self.proto.graph.iter_mut().flat_map(|graph| &mut graph.node).enumerate() {
+            if !node.name.is_empty() && !taken.insert(node.name.clone()) {
+                node.name = format!("{}#{index}", node.name);
+                taken.insert(node.name.clone());
+            }
+        }
     }
 
-    fn nodes(&self) -> Vec<&NodeProto> {
+    /// Every node of the graph and of the graphs inside its nodes.
+    pub(super) fn nodes(&self) -> Vec<&NodeProto> {
         let mut nodes = Vec::new();
         let mut graphs: Vec<&GraphProto> = self.proto.graph.iter().collect();
         while let Some(graph) = graphs.pop() {
@@ -153,7 +158,7 @@ fn replace_zipmaps(graph: &mut GraphProto) -> bool {
 }
 
 /// The number of class labels that a classical node carries; `None` if it carries none.
-fn class_count(node: &NodeProto) -> Option<usize> {
+pub(super) fn class_count(node: &NodeProto) -> Option<usize> {
     let labels = node.attribute.iter().filter(|attribute| attribute.name.starts_with("classlabels_"));
     labels.map(|attribute| attribute.ints.len().max(attribute.strings.len())).max()
 }
@@ -194,5 +199,146 @@ fn length(dimension: &Dimension) -> Option<usize> {
     match dimension.value {
         Some(dimension::Value::DimValue(length)) => usize::try_from(length).ok(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A file of one graph; inputs and outputs are (name, number of the type, lengths).
+    pub(crate) struct Sketch {
+        pub(crate) inputs: Vec<(&'static str, i32, Vec<i64>)>,
+        pub(crate) nodes: Vec<NodeProto>,
+        pub(crate) outputs: Vec<(&'static str, i32, Vec<i64>)>,
+        pub(crate) opset: i64,
+    }
+
+    impl Sketch {
+        /// `y = op(x)` over floats of a free number of rows of three.
+        pub(crate) fn unary(op: &str) -> Sketch {
+            Sketch {
+                inputs: vec![("x", FLOAT, vec![-1, 3])],
+                nodes: vec![node(op, "", &["x"], &["y"])],
+                outputs: vec![("y", FLOAT, vec![-1, 3])],
+                opset: 17,
+            }
+        }
+
+        pub(crate) fn proto(self) -> ModelProto {
+            let value = |(name, elem_type, lengths): (&str, i32, Vec<i64>)| {
+                let dim = |length: i64| Dimension {
+                    denotation: String::new(),
+                    value: Some(match length {
+                        -1 => dimension::Value::DimParam("N".into()),
+                        length => dimension::Value::DimValue(length),
+                    }),
+                };
+                let shape = Some(TensorShapeProto { dim: lengths.into_iter().map(dim).collect() });
+                let tensor = type_proto::Tensor { elem_type, shape };
+                let value = Some(type_proto::Value::TensorType(tensor));
+                let r#type = Some(TypeProto { denotation: String::new(), value });
+                ValueInfoProto { name: name.into(), r#type, doc_string: String::new() }
+            };
+            let graph = GraphProto {
+                node: self.nodes,
+                input: self.inputs.into_iter().map(value).collect(),
+                output: self.outputs.into_iter().map(value).collect(),
+                ..GraphProto::default()
+            };
+            let import = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
+            ModelProto {
+                ir_version: 8,
+                opset_import: vec![import("", self.opset), import(CLASSICAL, 3)],
+                graph: Some(graph),
+                ..ModelProto::default()
+            }
+        }
+
+        pub(crate) fn bytes(self) -> Vec<u8> {
+            self.proto().encode_to_vec()
+        }
+    }
+
+    pub(crate) fn node(op: &str, domain: &str, input: &[&str], output: &[&str]) -> NodeProto {
+        let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+        NodeProto {
+            input: names(input),
+            output: names(output),
+            op_type: op.into(),
+            domain: domain.into(),
+            ..NodeProto::default()
+        }
+    }
+
+    pub(crate) fn labels(classes: i64) -> AttributeProto {
+        AttributeProto {
+            name: "classlabels_int64s".into(),
+            ints: (0..classes).collect(),
+            ..AttributeProto::default()
+        }
+    }
+
+    #[test]
+    fn a_zipmap_becomes_the_tensor_behind_it() {
+        let mut zipmap = node("ZipMap", CLASSICAL, &["p"], &["y"]);
+        zipmap.attribute.push(labels(3));
+        let mut sketch = Sketch::unary("Softmax");
+        sketch.nodes = vec![node("Softmax", "", &["x"], &["p"]), zipmap];
+        let mut proto = sketch.proto();
+        // A sequence of maps, which the reader knows nothing of.
+        proto.graph.as_mut().unwrap().output[0].r#type = Some(TypeProto::default());
+        let bytes = proto.encode_to_vec();
+
+        let file = OnnxFile::read(&bytes).unwrap();
+        assert_eq!(file.signature.outputs[0].kind(), "FP32 [-1, 3]");
+        let again = OnnxFile::read(&file.bytes(&bytes)).unwrap();
+        assert_eq!(again.signature, file.signature);
+        assert!(again.operators().iter().all(|operator| operator.op != "ZipMap"));
+    }
+
+    #[test]
+    fn what_no_engine_can_serve_is_named() {
+        let says = |change: &dyn Fn(&mut GraphProto)| {
+            let mut proto = Sketch::unary("Relu").proto();
+            change(proto.graph.as_mut().unwrap());
+            OnnxFile::read(&proto.encode_to_vec()).map(|_| ()).unwrap_err().to_string()
+        };
+        let weight = TensorProto { name: "w".into(), data_location: Some(1), ..TensorProto::default() };
+        assert!(
+            says(&|graph| graph.initializer.push(weight.clone()))
+                .starts_with("tensor `w` is kept in another file")
+        );
+        assert!(
+            says(&|graph| graph.output[0].r#type = None)
+                .starts_with("output `y`: it is a sequence, map or optional")
+        );
+        let retype = |graph: &mut GraphProto, change: &dyn Fn(&mut type_proto::Tensor)| {
+            let Some(type_proto::Value::TensorType(tensor)) =
+                &mut graph.input[0].r#type.as_mut().unwrap().value
+            else {
+                panic!("not a tensor")
+            };
+            change(tensor);
+        };
+        assert!(
+            says(&|graph| retype(graph, &|tensor| tensor.elem_type = 16)).starts_with("input `x`: type BF16")
+        );
+        assert!(
+            says(&|graph| retype(graph, &|tensor| tensor.shape = None)).contains("does not tell its rank")
+        );
+        assert!(says(&|graph| graph.output.clear()).contains("has no output"));
+        assert!(OnnxFile::read(b"").is_err());
+        assert!(OnnxFile::read(b"not a protobuf at all").is_err());
+    }
+
+    #[test]
+    fn a_weight_that_is_listed_as_an_input_is_none() {
+        let mut proto = Sketch::unary("Relu").proto();
+        let graph = proto.graph.as_mut().unwrap();
+        graph.input.push(ValueInfoProto { name: "w".into(), ..graph.input[0].clone() });
+        graph.initializer.push(TensorProto { name: "w".into(), data_type: FLOAT, ..TensorProto::default() });
+        let file = OnnxFile::read(&proto.encode_to_vec()).unwrap();
+        assert_eq!(file.signature.inputs.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>(), ["x"]);
     }
 }

@@ -1,0 +1,412 @@
+//! From a JSON body to the tensors of a model.
+//!
+//! What a body may be, for a model with inputs `a` and `b`, or with one input only:
+//! - `{"inputs": [{"name", "shape", "datatype", "data"}, …]}`, as in the Open Inference Protocol;
+//! - `{"data": [{"a": 1, "b": [2, 3]}, …]}`: a list of rows, each with a value for every input;
+//! - `{"data": [[1, 2], …]}`: the only input, whole or one row of it; `inputs` stands for `data` here too;
+//! - `{"a": …, "b": …}`, alone or under `data`: each input, whole or one row of it; alone, as a sensor sends it,
+//!   fields that are no inputs are passed over;
+//! - `[…]`: as under `data`.
+//!
+//! A value is an input's whole tensor where its nesting fits the input's shape, else one row of it, else a list of
+//! rows of one element. What fits none of these is refused in the words of the signature.
+//!
+//! Invariant: elements go straight into typed lists of bounded length, never into a tree of JSON values, so that a
+//! body takes a small multiple of its own size while it is read.
+
+use std::fmt;
+
+use engine::json::{self, Elements, JsonError, JsonTensor};
+use engine::{InputError, Signature, Tensor, TensorSpec, Tensors};
+use serde::Deserialize;
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// Most fields of a body that are looked at: a model has a few inputs, and bodies a few fields beside them.
+const MAX_FIELDS: usize = 256;
+
+/// Longest id that is taken from a body, in bytes: it goes into every captured row.
+const MAX_ID_BYTES: usize = 100;
+
+/// What a body says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Body {
+    /// The inputs, by the names of the signature. Their shapes are not checked yet: scoring does.
+    pub inputs: Tensors,
+    /// Its field `id`, where it has one that is a text of at most 100 bytes and no input.
+    pub id: Option<String>,
+}
+
+/// Why a body can't be read. All are the sender's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// It is no JSON, or not of the form that its place asks for.
+    #[error("the body can't be read: {0}")]
+    Json(String),
+    /// A tensor is wrong in itself.
+    #[error(transparent)]
+    Tensor(#[from] JsonError),
+    /// An input is missing, unknown, or of the wrong shape.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// Plain lists can't say which input they are for.
+    #[error(
+        "the model takes several inputs ({0}): send {{\"data\": [{{\"NAME\": VALUE, …}}, …]}} or an \
+         Open Inference Protocol body"
+    )]
+    SeveralInputs(String),
+    /// Nothing in the body is an input.
+    #[error("the body has neither `data` nor `inputs` nor a field for every input ({0})")]
+    NoInput(String),
+}
+
+/// Reads a body for a model of this signature.
+///
+/// # Errors
+/// See [`BodyError`].
+pub fn read(body: &[u8], signature: &Signature) -> Result<Body, BodyError> {
+    if first(body) != Some(b'{') {
+        return Ok(Body { inputs: rows(body, signature)?, id: None });
+    }
+    let Fields(fields) = parse(body)?;
+    let is_input = |name: &str| signature.inputs.iter().any(|spec| spec.name == name);
+    let field = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.get());
+    let id = field("id").filter(|_| !is_input("id")).and_then(|id| serde_json::from_str(id).ok());
+    let id = id.filter(|id: &String| id.len() <= MAX_ID_BYTES);
+    // A model of several inputs may call one of them `data` or `inputs`.
+    let means_rows = |name: &str| !(is_input(name) && signature.inputs.len() > 1);
+    let inputs = match (field("inputs"), field("data")) {
+        (Some(list), _) if starts_with(list.as_bytes(), b"[{") && means_rows("inputs") => {
+            tensors_or_rows(list.as_bytes(), signature)?
+        }
+        (Some(value), _) if means_rows("inputs") => rows(value.as_bytes(), signature)?,
+        (_, Some(value)) if means_rows("data") => rows(value.as_bytes(), signature)?,
+        _ => {
+            let given: Vec<_> = fields.iter().filter(|(name, _)| is_input(name)).cloned().collect();
+            if given.is_empty() {
+                return Err(BodyError::NoInput(names(signature)));
+            }
+            columns(&given, signature)?
+        }
+    };
+    Ok(Body { inputs, id })
+}
+
+/// `[{…}, …]` under `inputs`: tensors of the protocol, unless the objects are rows by the inputs' names.
+fn tensors_or_rows(list: &[u8], signature: &Signature) -> Result<Tensors, BodyError> {
+    match serde_json::from_slice::<Vec<JsonTensor>>(list) {
+        Ok(tensors) => Ok(json::read_all(tensors)?),
+        Err(error) => rows(list, signature).map_err(|_| BodyError::Json(error.to_string())),
+    }
+}
+
+/// What stands under `data`.
+fn rows(value: &[u8], signature: &Signature) -> Result<Tensors, BodyError> {
+    if starts_with(value, b"{") {
+        let Fields(fields) = parse(value)?;
+        return columns(&fields, signature);
+    }
+    if starts_with(value, b"[{") {
+        return dictionary_rows(value, signature);
+    }
+    let [spec] = signature.inputs.as_slice() else {
+        return Err(BodyError::SeveralInputs(names(signature)));
+    };
+    let tensor = tensor(spec, parse(value)?)?;
+    Ok([(spec.name.as_str(), tensor)].into_iter().collect())
+}
+
+/// Each input by its name, whole or one row of it.
+fn columns(fields: &[(String, &RawValue)], signature: &Signature) -> Result<Tensors, BodyError> {
+    let read = |(name, value): &(String, &RawValue)| {
+        let spec = spec(signature, name)?;
+        Ok((spec.name.clone(), tensor(spec, parse(value.get().as_bytes())?)?))
+    };
+    fields.iter().map(read).collect()
+}
+
+/// A list of rows, each with a value for every input.
+fn dictionary_rows(value: &[u8], signature: &Signature) -> Result<Tensors, BodyError> {
+    let mut columns = vec![Elements::default(); signature.inputs.len()];
+    let mut deserializer = serde_json::Deserializer::from_slice(value);
+    let rows = Rows { signature, columns: &mut columns };
+    rows.deserialize(&mut deserializer).and_then(|()| deserializer.end()).map_err(json_error)?;
+    let named = signature.inputs.iter().zip(columns);
+    named.map(|(spec, column)| Ok((spec.name.clone(), tensor(spec, column)?))).collect()
+}
+
+/// The tensor that a value stands for, by its nesting.
+fn tensor(spec: &TensorSpec, elements: Elements) -> Result<Tensor, BodyError> {
+    let nesting = elements.nesting();
+    let shape = fit(&spec.shape, &nesting).ok_or_else(|| InputError::Shape {
+        input: spec.name.clone(),
+        given: nesting,
+        expected: spec.kind(),
+    })?;
+    Ok(elements.into_tensor(&spec.name, spec.data_type, shape)?)
+}
+
+/// The shape that lists of such lengths stand for: as it is, one row, or rows of one element.
+fn fit(shape: &[Option<usize>], nesting: &[usize]) -> Option<Vec<usize>> {
+    let missing = shape.len().checked_sub(nesting.len())?;
+    (0..=missing).rev().find_map(|before| {
+        let ones = |count| std::iter::repeat_n(1, count);
+        let whole: Vec<usize> =
+            ones(before).chain(nesting.iter().copied()).chain(ones(missing - before)).collect();
+        let fits = whole.iter().zip(shape).all(|(given, length)| length.is_none_or(|l| l == *given));
+        fits.then_some(whole)
+    })
+}
+
+fn spec<'a>(signature: &'a Signature, name: &str) -> Result<&'a TensorSpec, InputError> {
+    let found = signature.inputs.iter().find(|spec| spec.name == name);
+    found.ok_or_else(|| InputError::Unknown { input: name.to_owned(), known: names(signature) })
+}
+
+fn names(signature: &Signature) -> String {
+    let names: Vec<String> = signature.inputs.iter().map(|spec| format!("`{}`", spec.name)).collect();
+    names.join(", ")
+}
+
+fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, BodyError> {
+    serde_json::from_slice(json).map_err(json_error)
+}
+
+fn json_error(error: serde_json::Error) -> BodyError {
+    BodyError::Json(error.to_string())
+}
+
+fn first(json: &[u8]) -> Option<u8> {
+    json.iter().copied().find(|byte| !byte.is_ascii_whitespace())
+}
+
+/// Whether JSON starts with these bytes, white space between them set aside.
+fn starts_with(json: &[u8], bytes: &[u8]) -> bool {
+    let mut found = json.iter().filter(|byte| !byte.is_ascii_whitespace());
+    bytes.iter().all(|byte| found.next() == Some(byte))
+}
+
+/// The fields of an object, unread and in order, each name once.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields: Vec<(String, &RawValue)> = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+                    if fields.iter().any(|(known, _)| *known == name) {
+                        return Err(de::Error::custom(format!("field `{}` is there twice", brief(&name))));
+                    }
+                    if fields.len() == MAX_FIELDS {
+                        return Err(de::Error::custom(format!("more than {MAX_FIELDS} fields")));
+                    }
+                    fields.push((name, value));
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// Reads rows of named values into one column for each input.
+struct Rows<'a> {
+    signature: &'a Signature,
+    columns: &'a mut [Elements],
+}
+
+impl<'de> DeserializeSeed<'de> for Rows<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Rows<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of rows, all of them objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let Rows { signature, columns } = self;
+        let mut position = 0usize;
+        while list.next_element_seed(Row { signature, columns: &mut *columns, position })?.is_some() {
+            position += 1;
+        }
+        Ok(())
+    }
+}
+
+struct Row<'a> {
+    signature: &'a Signature,
+    columns: &'a mut [Elements],
+    /// The row's place in the list, from 0.
+    position: usize,
+}
+
+impl Row<'_> {
+    fn wrong<E: de::Error>(&self, name: &str, what: &str) -> E {
+        E::custom(format!("row {} {what} `{}`", self.position, brief(name)))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Row<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Row<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "row {} to be an object like the others", self.position)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = vec![false; self.columns.len()];
+        while let Some(name) = map.next_key::<String>()? {
+            let at = self.signature.inputs.iter().position(|spec| spec.name == name);
+            let place = at.and_then(|at| self.columns.get_mut(at).zip(seen.get_mut(at)));
+            match place {
+                Some((column, seen)) if !*seen => {
+                    *seen = true;
+                    map.next_value_seed(column.next_row())?;
+                }
+                Some(_) => return Err(self.wrong(&name, "has twice")),
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                    return Err(self.wrong(&name, "has a value for the unknown input"));
+                }
+            }
+        }
+        let missing = seen.iter().position(|seen| !seen).and_then(|at| self.signature.inputs.get(at));
+        match missing {
+            Some(spec) => Err(self.wrong(&spec.name, "has no value for input")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn brief(name: &str) -> String {
+    name.chars().take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::DataType;
+
+    use super::*;
+
+    fn signature(inputs: &[(&str, DataType, &[Option<usize>])]) -> Signature {
+        let spec = |(name, data_type, shape): &(&str, DataType, &[Option<usize>])| TensorSpec {
+            name: (*name).to_owned(),
+            data_type: *data_type,
+            shape: shape.to_vec(),
+        };
+        Signature { inputs: inputs.iter().map(spec).collect(), outputs: Vec::new() }
+    }
+
+    fn one() -> Signature {
+        signature(&[("x", DataType::F32, &[None, Some(2)])])
+    }
+
+    fn two() -> Signature {
+        signature(&[("a", DataType::F32, &[None, Some(1)]), ("b", DataType::I64, &[None, Some(2)])])
+    }
+
+    fn says(body: &str, signature: &Signature) -> String {
+        read(body.as_bytes(), signature).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_form_of_one_input_is_the_same_tensor() {
+        let expected = Tensor::from_vec(vec![2, 2], vec![1f32, 2.0, 3.0, 4.0]).unwrap();
+        for body in [
+            r#"[[1,2],[3,4]]"#,
+            r#" { "data" : [[1,2],[3,4]], "method": "predict" }"#,
+            r#"{"inputs":[[1,2],[3,4]]}"#,
+            r#"{"data":[{"x":[1,2]},{"x":[3,4]}]}"#,
+            r#"{"data":{"x":[[1,2],[3,4]]}}"#,
+            r#"{"x":[[1,2],[3,4]]}"#,
+            r#"{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":[1,2,3,4]}]}"#,
+            r#"{"inputs":[{"x":[1,2]},{"x":[3,4]}]}"#,
+        ] {
+            let read = read(body.as_bytes(), &one()).unwrap();
+            assert_eq!(read.inputs.get("x"), Some(&expected), "{body}");
+        }
+        let row = read(b"[1,2]", &one()).unwrap().inputs;
+        assert_eq!(row.get("x").unwrap().shape(), [1, 2], "one row");
+    }
+
+    #[test]
+    fn several_inputs_go_by_name() {
+        let a = Tensor::from_vec(vec![2, 1], vec![1f32, 2.0]).unwrap();
+        let b = Tensor::from_vec(vec![2, 2], vec![1i64, 2, 3, 4]).unwrap();
+        for body in [
+            r#"{"data":[{"a":1,"b":[1,2]},{"b":[3,4],"a":2.0}]}"#,
+            r#"{"data":[{"a":[1],"b":[1,2]},{"b":[3,4],"a":[2]}]}"#,
+            r#"{"a":[1,2],"b":[[1,2],[3,4]]}"#,
+        ] {
+            let read = read(body.as_bytes(), &two()).unwrap().inputs;
+            assert_eq!((read.get("a"), read.get("b")), (Some(&a), Some(&b)), "{body}");
+        }
+        let row = read(br#"{"a":7,"unit":"kW","b":[8,9]}"#, &two()).unwrap().inputs;
+        assert_eq!(row.get("a").unwrap().shape(), [1, 1], "a sensor's one row");
+        assert_eq!(row.get("b").unwrap().shape(), [1, 2]);
+    }
+
+    #[test]
+    fn inputs_may_have_the_names_of_fields() {
+        let named = signature(&[("data", DataType::F32, &[None]), ("id", DataType::I64, &[None])]);
+        let body = read(br#"{"data":[0.5],"id":[7]}"#, &named).unwrap();
+        assert_eq!(body.inputs.get("id").unwrap().as_slice(), Some(&[7i64][..]));
+        assert_eq!(body.id, None);
+        let body = read(br#"{"data":[1,2],"id":"r-1"}"#, &one()).unwrap();
+        assert_eq!(body.id.as_deref(), Some("r-1"));
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        assert_eq!(
+            says("{}", &one()),
+            "the body has neither `data` nor `inputs` nor a field for every input (`x`)"
+        );
+        assert!(says("", &one()).starts_with("the body can't be read: EOF"));
+        assert!(says(r#"{"data":"#, &one()).starts_with("the body can't be read: EOF"));
+        assert_eq!(says("[1,2,3]", &one()), "input `x` has shape [3]: expected FP32 [-1, 2]");
+        assert_eq!(says("[[[1,2]]]", &one()), "input `x` has shape [1, 1, 2]: expected FP32 [-1, 2]");
+        assert!(says("[[1,2],[3]]", &one()).contains("lists at one depth differ in length"));
+        assert!(says(r#"[["a","b"]]"#, &one()).contains("is not a number"));
+        assert!(says("[[1,2]]", &two()).starts_with("the model takes several inputs (`a`, `b`)"));
+        assert!(says(r#"{"data":[{"a":1}]}"#, &two()).contains("row 0 has no value for input `b`"));
+        assert!(says(r#"{"data":[{"a":1,"a":1}]}"#, &two()).contains("row 0 has twice `a`"));
+        assert!(
+            says(r#"{"data":[{"a":1,"b":[1,2]},{"c":1}]}"#, &two())
+                .contains("row 1 has a value for the unknown input `c`")
+        );
+        assert!(says(r#"{"data":[{"a":1,"b":[1,2]},7]}"#, &two()).contains("row 1"));
+        assert_eq!(
+            says(r#"{"data":{"a":1,"c":2}}"#, &two()),
+            "input `c` is unknown: the model takes `a`, `b`"
+        );
+        assert!(says(r#"{"x":1,"x":2}"#, &one()).contains("field `x` is there twice"));
+        assert!(says(r#"{"inputs":[{"name":"x"}]}"#, &one()).contains("missing field `shape`"));
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(says(&deep, &one()).contains("nested deeper"));
+        assert!(says(&format!(r#"{{"data":{deep}}}"#), &one()).contains("nested deeper"));
+    }
+}

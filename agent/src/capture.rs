@@ -1,0 +1,259 @@
+//! From a score to rows in the spool, without ever slowing the score.
+//!
+//! Invariants:
+//! - [`Capture::offer`] never waits: what does not fit into the queue is shed and counted.
+//! - The queue is bounded in requests and in bytes, so large tensors can't fill the memory.
+//! - A row is encoded once; the same bytes are stored, sent and decoded by the cloud.
+//! - One thread appends; many rows share one durable write.
+
+mod columns;
+
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cloud_sync::contract::Collect;
+use cloud_sync::name::ModelName;
+use cloud_sync::rows::Row;
+use engine::Signature;
+use tokio::sync::{oneshot, watch};
+
+use crate::scorer::{Live, Scored, rows};
+use crate::spool::{DropReason, Spool};
+
+/// Requests that may wait for the disk: seconds of a busy sensor, while an SD card erases a block.
+const QUEUE: usize = 4096;
+
+/// Bytes of tensors that may wait for the disk: a tenth of what the smallest board has free.
+const QUEUE_BYTES: usize = 16 * 1024 * 1024;
+
+/// Rows that share one durable write, and how long the first of them may wait for the others.
+const GROUP_ROWS: usize = 512;
+/// See [`GROUP_ROWS`].
+const GROUP_WAIT: Duration = Duration::from_millis(100);
+
+/// Before this (2025-01-01), the wall clock is surely wrong: no agent is that old.
+const EARLIEST_MS: u64 = 1_735_689_600_000;
+
+/// The way into the spool. Cheap to clone.
+#[derive(Clone)]
+pub struct Capture {
+    shared: Arc<Shared>,
+    queue: SyncSender<Message>,
+}
+
+/// The thread's half; see [`Writer::run`].
+pub struct Writer {
+    shared: Arc<Shared>,
+    queue: Receiver<Message>,
+    spool: Arc<Mutex<Spool>>,
+    appended: watch::Sender<u64>,
+}
+
+struct Shared {
+    boot_id: String,
+    begun: Instant,
+    collect: RwLock<Option<Collect>>,
+    share: AtomicU32,
+    queued_bytes: AtomicUsize,
+    shed_queue: AtomicU64,
+}
+
+impl Shared {
+    fn new(boot_id: String) -> Self {
+        Self {
+            boot_id,
+            begun: Instant::now(),
+            collect: RwLock::new(None),
+            share: AtomicU32::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            shed_queue: AtomicU64::new(0),
+        }
+    }
+}
+
+enum Message {
+    /// A request to keep.
+    Keep(Box<Item>),
+    /// Answer once everything before this is in the spool.
+    Settle(oneshot::Sender<()>),
+}
+
+struct Item {
+    model: ModelName,
+    version: u64,
+    signature: Arc<Signature>,
+    scored: Scored,
+    request_id: String,
+    correlation_id: String,
+    monotonic_ns: u64,
+    wall_ms: u64,
+    bytes: usize,
+}
+
+/// Makes the way into `spool`. The receiver sees a new value whenever rows were appended.
+pub fn open(spool: Arc<Mutex<Spool>>, boot_id: String) -> (Capture, Writer, watch::Receiver<u64>) {
+    let shared = Arc::new(Shared::new(boot_id));
+    let (sender, queue) = sync_channel(QUEUE);
+    let (appended, watcher) = watch::channel(0);
+    let capture = Capture { shared: shared.clone(), queue: sender };
+    (capture, Writer { shared, queue, spool, appended }, watcher)
+}
+
+impl Capture {
+    /// Sets what is collected where a model's settings do not say.
+    pub fn set_collect(&self, collect: Collect) {
+        *self.shared.collect.write().unwrap_or_else(PoisonError::into_inner) = Some(collect);
+    }
+
+    /// Offers a scored request. Whether its rows are taken depends on what is to be collected, and on room.
+    pub fn offer(&self, live: &Live, scored: &Scored, request_id: &str, correlation_id: &str) {
+        let general = *self.shared.collect.read().unwrap_or_else(PoisonError::into_inner);
+        let collect = general.unwrap_or(live.facts.settings.collect);
+        if !self.is_chosen(collect) {
+            return;
+        }
+        let bytes = columns::bytes(&scored.inputs) + columns::bytes(&scored.outputs);
+        let queued = self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let item = Item {
+            model: live.facts.name.clone(),
+            version: live.facts.version,
+            signature: live.facts.signature.clone(),
+            scored: scored.clone(),
+            request_id: request_id.to_owned(),
+            correlation_id: correlation_id.to_owned(),
+            monotonic_ns: u64::try_from(self.shared.begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            wall_ms: wall_ms(),
+            bytes,
+        };
+        let lost = rows(&item.signature, &scored.inputs);
+        if queued.saturating_add(bytes) > QUEUE_BYTES
+            || self.queue.try_send(Message::Keep(Box::new(item))).is_err()
+        {
+            self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.shared.shed_queue.fetch_add(lost, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns once everything that was offered before is in the spool or counted as shed.
+    pub async fn settle(&self) {
+        let (answer, done) = oneshot::channel();
+        let queue = self.queue.clone();
+        // A full queue is waited for off the network's threads.
+        let sent = tokio::task::spawn_blocking(move || queue.send(Message::Settle(answer)).is_ok()).await;
+        if matches!(sent, Ok(true)) {
+            let _ = done.await;
+        }
+    }
+
+    /// A way that leads nowhere, for an agent without a cloud: nothing is captured.
+    pub fn nowhere() -> Self {
+        let (queue, _) = sync_channel(0);
+        let capture = Self { shared: Arc::new(Shared::new(String::new())), queue };
+        capture.set_collect(Collect { enabled: false, rate: 0.0 });
+        capture
+    }
+
+    /// Chooses the share of requests that is collected, evenly spread.
+    fn is_chosen(&self, collect: Collect) -> bool {
+        if !collect.enabled || collect.rate <= 0.0 {
+            return false;
+        }
+        if collect.rate >= 1.0 {
+            return true;
+        }
+        // A turn of the counter is one captured request; the cast saturates.
+        let step = (collect.rate * f64::from(u32::MAX)) as u32;
+        let before = self.shared.share.fetch_add(step, Ordering::Relaxed);
+        before.checked_add(step).is_none()
+    }
+}
+
+impl Writer {
+    /// Appends until every [`Capture`] is gone and the queue is empty. Blocking; runs on a thread of its own.
+    pub fn run(self) {
+        let mut group = Group::default();
+        while let Ok(message) = self.queue.recv() {
+            self.take(message, &mut group);
+            let until = Instant::now() + GROUP_WAIT;
+            while group.rows.len() < GROUP_ROWS && group.settled.is_empty() {
+                match self.queue.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                    Ok(message) => self.take(message, &mut group),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            self.append(std::mem::take(&mut group));
+        }
+        self.append(group);
+    }
+
+    fn take(&self, message: Message, group: &mut Group) {
+        match message {
+            Message::Keep(item) => self.encode(*item, group),
+            Message::Settle(answer) => group.settled.push(answer),
+        }
+    }
+
+    fn encode(&self, item: Item, group: &mut Group) {
+        self.shared.queued_bytes.fetch_sub(item.bytes, Ordering::Relaxed);
+        let count = rows(&item.signature, &item.scored.inputs);
+        let batched = item.signature.batch_dimension();
+        for index in 0..count {
+            let row = Row {
+                model: item.model.clone(),
+                version: item.version,
+                correlation_id: match count {
+                    1 => item.correlation_id.clone(),
+                    _ => format!("{}-{index}", item.correlation_id),
+                },
+                request_id: item.request_id.clone(),
+                boot_id: self.shared.boot_id.clone(),
+                monotonic_ns: item.monotonic_ns,
+                wall_ms: item.wall_ms,
+                wall_sure: item.wall_ms >= EARLIEST_MS,
+                inputs: columns::of(&item.scored.inputs, batched.then_some(index)),
+                outputs: columns::of(&item.scored.outputs, batched.then_some(index)),
+            };
+            match row.encode() {
+                Ok(bytes) => group.rows.push(bytes),
+                Err(error) => {
+                    tracing::debug!(model = %item.model, %error, "a row is not captured");
+                    group.too_large += 1;
+                }
+            }
+        }
+    }
+
+    fn append(&self, group: Group) {
+        let mut spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
+        spool.shed(DropReason::RowTooLarge, group.too_large);
+        spool.shed(DropReason::QueueFull, self.shared.shed_queue.swap(0, Ordering::Relaxed));
+        if !group.rows.is_empty() {
+            match spool.append(&group.rows) {
+                Ok(stored) => {
+                    self.appended.send_replace(stored.end);
+                }
+                // Counted by the spool; scoring goes on.
+                Err(error) => tracing::warn!(%error, "captured rows were not stored"),
+            }
+        }
+        for answer in group.settled {
+            let _ = answer.send(());
+        }
+    }
+}
+
+/// What one durable write takes.
+#[derive(Default)]
+struct Group {
+    rows: Vec<Vec<u8>>,
+    too_large: u64,
+    settled: Vec<oneshot::Sender<()>>,
+}
+
+/// Milliseconds since 1970 by this device's clock; 0 for a clock before that.
+pub fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,395 @@
+//! The agent's configuration: every value typed and checked, and where each comes from.
+//!
+//! Invariants:
+//! - `defaults.toml` names every key that there is; a later source wins: defaults < file < environment < flags.
+//! - All mistakes are reported at once, each with its key and place; a [`Config`] exists only if there is none.
+//! - Environment and host name are handed in, so that a configuration depends on nothing but its [`Sources`] and
+//!   the files that they name.
+//! - No secret is in an [`Entry`] or in a [`Mistake`]: passwords stand in files of their own.
+
+mod layers;
+mod mistake;
+mod reader;
+mod route;
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cloud_sync::contract::Collect;
+use cloud_sync::name::{DeviceId, ModelName};
+use cloud_sync::session::{BrokerUrl, Credentials, TlsFiles};
+use cloud_sync::topic::Root;
+use engine::{LoadOptions, Provider};
+
+pub use mistake::{ConfigError, Mistake, Place};
+pub use route::Route;
+
+use crate::log::Format;
+use crate::settings::{MAX_INSTANCES, MAX_QUEUE, Settings};
+use layers::Layers;
+use reader::Reader;
+
+/// The defaults and the manual of every key, as TOML.
+pub const DEFAULTS: &str = include_str!("defaults.toml");
+
+/// The file that is read where none is named.
+pub const STANDARD_FILE: &str = "/etc/edgewise/agent.toml";
+
+/// All that a configuration is made of, beside the defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The file, if there is one; it must be readable then.
+    pub file: Option<PathBuf>,
+    /// Environment variables; those that don't begin with `EDGEWISE_` are passed over.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Flags that were given.
+    pub flags: Vec<Flag>,
+    /// Bundles to serve without a cloud.
+    pub local: Vec<PathBuf>,
+    /// The machine's host name.
+    pub host_name: Option<String>,
+}
+
+/// A flag that sets a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flag {
+    /// The flag, with its dashes.
+    pub name: &'static str,
+    /// The key.
+    pub key: &'static str,
+    /// The value that was given.
+    pub value: String,
+}
+
+/// A key, its effective value as text, and where that comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key, such as `http.listen` or `route[1].input`.
+    pub key: String,
+    /// The value; empty where it is not set.
+    pub value: String,
+    /// Where it comes from.
+    pub place: Place,
+}
+
+/// What [`load`] found.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Every key, also where its value is wrong.
+    pub entries: Vec<Entry>,
+    /// The configuration, or all that is wrong with it.
+    pub config: Result<Config, ConfigError>,
+}
+
+/// The configuration of an agent.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The name under which the cloud knows this device.
+    pub device: DeviceId,
+    /// The directory in which the agent keeps everything.
+    pub data: PathBuf,
+    /// The link to the cloud.
+    pub cloud: Cloud,
+    /// The scoring API.
+    pub http: Http,
+    /// How models are run.
+    pub engine: Engine,
+    /// What is captured where the cloud says nothing else.
+    pub collect: Collect,
+    /// Most disk that captured rows may take, in bytes.
+    pub spool_max_bytes: u64,
+    /// Most disk that models may take, in bytes.
+    pub vault_max_bytes: u64,
+    /// Longest time that a captured row waits for others on a good link.
+    pub upload_interval: Duration,
+    /// What is logged, and how.
+    pub log: Log,
+    /// Local MQTT routes.
+    pub routes: Vec<Route>,
+    /// Bundles to serve without a cloud.
+    pub local: Vec<PathBuf>,
+}
+
+/// The link to the cloud.
+#[derive(Debug, Clone)]
+pub struct Cloud {
+    /// Its broker; `None` where the agent has no cloud.
+    pub broker: Option<BrokerUrl>,
+    /// The root of the site's topics.
+    pub root: Root,
+    /// User name and password, where the broker wants them.
+    pub credentials: Option<Credentials>,
+    /// Certificates.
+    pub tls: TlsFiles,
+    /// How often the link is proven alive.
+    pub keep_alive: Duration,
+}
+
+/// The scoring API.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// Where it listens: on loopback, or anywhere if that was asked for explicitly.
+    pub listen: SocketAddr,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// The model that answers at `/score`; `None` for the only one that serves.
+    pub score_model: Option<ModelName>,
+    /// Web origins whose pages may call `/score`; `*` for all.
+    pub cors_origins: Vec<String>,
+}
+
+/// How models are run, where the cloud says nothing else.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    /// What shall run them.
+    pub provider: Provider,
+    /// Threads within one score; 0 is one for each core.
+    pub threads: u32,
+    /// Workers of each model, each with the model loaded.
+    pub instances: u32,
+    /// Requests of one model that may wait.
+    pub queue: u32,
+    /// The ONNX Runtime library; `None` to look for it.
+    pub onnxruntime: Option<PathBuf>,
+    /// Longest time from request to answer.
+    pub timeout: Duration,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Level and directives, as `info,edgewise_agent=debug`.
+    pub level: String,
+    /// Text or JSON.
+    pub format: Format,
+}
+
+/// Lays the sources over each other and reads the result.
+pub fn load(sources: &Sources) -> Loaded {
+    let Layers { mut entries, routes, mut mistakes } = Layers::read(sources);
+    name_after_host(&mut entries, sources.host_name.as_deref());
+
+    let mut reader = Reader::new(&entries, Place::Default);
+    let config = read(&mut reader, &sources.local);
+    mistakes.extend(reader.into_mistakes());
+    let read_routes: Vec<Route> =
+        routes.iter().filter_map(|section| route::read(section, &mut mistakes)).collect();
+
+    entries.extend(routes.into_iter().flat_map(|section| section.entries));
+    entries.extend(sources.local.iter().map(|path| Entry {
+        key: "local".to_owned(),
+        value: path.display().to_string(),
+        place: LOCAL,
+    }));
+    for entry in &mut entries {
+        entry.value = mistake::without_credentials(&entry.value);
+    }
+    let config = match config {
+        Some(config) if mistakes.is_empty() => Ok(Config { routes: read_routes, ..config }),
+        _ => Err(ConfigError(mistakes)),
+    };
+    Loaded { entries, config }
+}
+
+impl Config {
+    /// How a model is run of which the cloud says nothing.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            provider: self.engine.provider,
+            threads: self.engine.threads,
+            instances: self.engine.instances,
+            queue: self.engine.queue,
+            collect: self.collect,
+        }
+    }
+
+    /// How a model with these settings is loaded here.
+    pub fn load_options(&self, settings: &Settings) -> LoadOptions {
+        LoadOptions {
+            provider: settings.provider,
+            threads: settings.threads as usize,
+            onnxruntime: self.engine.onnxruntime.clone(),
+        }
+    }
+
+    /// An agent without a cloud and without a bundle has nothing to do.
+    ///
+    /// # Errors
+    /// Neither is there; says how to give one.
+    pub fn has_something_to_serve(&self) -> Result<(), ConfigError> {
+        if self.cloud.broker.is_some() || !self.local.is_empty() {
+            return Ok(());
+        }
+        let what =
+            "nothing to serve: name the cloud's broker (--cloud mqtt://HOST), or a bundle (--local PATH)";
+        Err(ConfigError(vec![Mistake::new("cloud.broker", &Place::Default, what)]))
+    }
+}
+
+const LOCAL: Place = Place::Flag("--local");
+
+/// What MQTT can carry.
+const MAX_PASSWORD_BYTES: u64 = 65_535;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Reads every key; the routes have sections of their own. `None`: something is wrong, and kept in `reader`.
+fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
+    let device = reader.value("device", reader::parsed::<DeviceId>);
+    let data = reader.value("data", |text| match text {
+        "" => Err("must name a directory".to_owned()),
+        text => Ok(PathBuf::from(text)),
+    });
+    let cloud = read_cloud(reader);
+    let http = read_http(reader);
+    let engine = read_engine(reader);
+    let enabled = reader.value("collect.enabled", reader::boolean);
+    let rate = reader.value("collect.rate", reader::number(0.0..=1.0));
+    let spool_max_bytes = reader.value("spool.max_bytes", reader::bytes(8 << 20..=1 << 40));
+    let vault_max_bytes = reader.value("vault.max_bytes", reader::bytes(16 << 20..=1 << 40));
+    let upload_interval =
+        reader.value("upload.interval", reader::duration(SECOND / 10..=SECOND.saturating_mul(3600)));
+    let level = reader.value("log.level", |text| crate::log::check(text).map(|()| text.to_owned()));
+    let format =
+        reader.value("log.format", reader::one_of(&[("text", Format::Text), ("json", Format::Json)]));
+    Some(Config {
+        device: device?,
+        data: data?,
+        cloud: cloud?,
+        http: http?,
+        engine: engine?,
+        collect: Collect { enabled: enabled?, rate: rate? },
+        spool_max_bytes: spool_max_bytes?,
+        vault_max_bytes: vault_max_bytes?,
+        upload_interval: upload_interval?,
+        log: Log { level: level?, format: format? },
+        routes: Vec::new(),
+        local: local.to_vec(),
+    })
+}
+
+fn read_cloud(reader: &mut Reader<'_>) -> Option<Cloud> {
+    let broker = reader.optional("cloud.broker", reader::broker);
+    let root = reader.value("cloud.root", reader::parsed::<Root>);
+    let username = reader.optional("cloud.username", |text| Ok(text.to_owned()));
+    let password = reader.optional("cloud.password_file", password);
+    let authorities = reader.optional("cloud.authorities", reader::file);
+    let certificate = reader.optional("cloud.certificate", reader::file);
+    let key = reader.optional("cloud.key", reader::file);
+    let keep_alive = reader.value("cloud.keep_alive", reader::duration(SECOND * 5..=SECOND * 1200));
+    let insecure_remote = reader.value("cloud.insecure_remote", reader::boolean);
+
+    if let Some(Some(broker)) = &broker
+        && !broker.tls
+        && !is_loopback(&broker.host)
+        && insecure_remote == Some(false)
+    {
+        let what = format!(
+            "{broker} is unencrypted and not on this device: use mqtts://, or set cloud.insecure_remote = true \
+             in a closed network"
+        );
+        reader.wrong("cloud.broker", what);
+    }
+    if let (Some(certificate), Some(key)) = (&certificate, &key)
+        && certificate.is_some() != key.is_some()
+    {
+        let lone = if key.is_none() { "cloud.certificate" } else { "cloud.key" };
+        reader.wrong(lone, "cloud.certificate and cloud.key must be given together");
+    }
+    let credentials = match (username, password) {
+        (Some(Some(username)), Some(Some(password))) => Some(Some(Credentials { username, password })),
+        (Some(None), Some(None)) => Some(None),
+        (Some(username), Some(_)) => {
+            let lone = if username.is_some() { "cloud.username" } else { "cloud.password_file" };
+            reader.wrong(lone, "cloud.username and cloud.password_file must be given together");
+            None
+        }
+        _ => None,
+    };
+    let tls = TlsFiles { authorities: authorities?, certificate: certificate?, key: key? };
+    Some(Cloud { broker: broker?, root: root?, credentials: credentials?, tls, keep_alive: keep_alive? })
+}
+
+fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
+    let listen = reader.value("http.listen", |text| {
+        text.parse::<SocketAddr>()
+            .map_err(|_| format!("{text:?} must be an address and a port, such as 127.0.0.1:8000"))
+    });
+    let insecure_remote = reader.value("http.insecure_remote", reader::boolean);
+    let max_body_bytes = reader.value("http.max_body_bytes", |text| {
+        let bytes = reader::bytes(1 << 10..=1 << 30)(text)?;
+        usize::try_from(bytes).map_err(|_| format!("{text:?} is more than this device can address"))
+    });
+    let score_model = reader.optional("http.score_model", reader::parsed::<ModelName>);
+    let cors_origins = reader.optional("http.cors_origins", |text| {
+        Ok(text.split(',').map(|origin| origin.trim().to_owned()).collect::<Vec<_>>())
+    });
+    if let Some(listen) = listen
+        && !listen.ip().is_loopback()
+        && insecure_remote == Some(false)
+    {
+        let what = format!(
+            "{listen} can be reached from elsewhere and the API has no credentials: listen on 127.0.0.1, or set \
+             http.insecure_remote = true where something else guards the port"
+        );
+        reader.wrong("http.listen", what);
+    }
+    Some(Http {
+        listen: listen?,
+        max_body_bytes: max_body_bytes?,
+        score_model: score_model?,
+        cors_origins: cors_origins?.unwrap_or_default(),
+    })
+}
+
+fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {
+    let provider = reader.value("engine.provider", reader::parsed::<Provider>);
+    let threads = reader.value("engine.threads", reader::number(0..=256));
+    let instances = reader.value("engine.instances", reader::number(1..=MAX_INSTANCES));
+    let queue = reader.value("engine.queue", reader::number(1..=MAX_QUEUE));
+    let onnxruntime = reader.optional("engine.onnxruntime", reader::file);
+    let timeout = reader.value("engine.timeout", reader::duration(SECOND / 1000..=SECOND * 3600));
+    Some(Engine {
+        provider: provider?,
+        threads: threads?,
+        instances: instances?,
+        queue: queue?,
+        onnxruntime: onnxruntime?,
+        timeout: timeout?,
+    })
+}
+
+/// The password in a file, without the line end that editors leave.
+fn password(text: &str) -> Result<String, String> {
+    let describe = |error: std::io::Error| format!("reading {text:?}: {error}");
+    let mut password = String::new();
+    let file = std::fs::File::open(reader::file(text)?).map_err(describe)?;
+    file.take(MAX_PASSWORD_BYTES + 1).read_to_string(&mut password).map_err(describe)?;
+    if password.len() as u64 > MAX_PASSWORD_BYTES {
+        return Err(format!("{text:?} is larger than {MAX_PASSWORD_BYTES} bytes"));
+    }
+    password.truncate(password.trim_end_matches(['\r', '\n']).len());
+    if password.is_empty() { Err(format!("{text:?} holds no password")) } else { Ok(password) }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// The host name as a device id, where no id is configured. What a topic can't hold becomes a dash.
+fn name_after_host(entries: &mut [Entry], host_name: Option<&str>) {
+    let Some(device) = entries.iter_mut().find(|entry| entry.key == "device" && entry.value.is_empty())
+    else {
+        return;
+    };
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let host_name = host_name.unwrap_or_default().trim().chars().take(128);
+    device.value = host_name.map(|c| if allowed(c) { c } else { '-' }).collect();
+    device.place = Place::HostName;
+}
+
+#[cfg(test)]
+mod tests;

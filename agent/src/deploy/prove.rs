@@ -1,0 +1,84 @@
+//! The proof: a version is loaded on this device, its golden samples give what they must, and it is warm.
+//!
+//! The only place that makes a [`Proven`] version, and so the only way to serve.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cloud_sync::bundle::Accelerator;
+use cloud_sync::name::ModelName;
+use engine::{LoadError, LoadOptions, Loaded, Provider, golden};
+
+use crate::scorer::{Facts, Proven};
+use crate::settings::Settings;
+use crate::vault::{VaultError, Verified};
+
+/// Scores after the golden samples, so that the first request does not pay for lazy set-up.
+const WARM_UP: usize = 3;
+
+/// Why a version must not serve here.
+#[derive(Debug, thiserror::Error)]
+pub enum ProofError {
+    /// Its files can't be read or are wrong.
+    #[error(transparent)]
+    Bundle(#[from] VaultError),
+    /// No engine loads it as it is wanted.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// It is wanted on a GPU and does not run on one.
+    #[error("model.toml asks for a GPU, and the model runs on provider {0} here")]
+    NoGpu(Provider),
+    /// Its golden samples are no samples.
+    #[error("golden samples: {0}")]
+    Golden(#[from] golden::GoldenError),
+}
+
+/// Loads and proves a version. Blocking; takes as long as the model does.
+pub fn prove(
+    bundle: &Verified,
+    name: &ModelName,
+    version: u64,
+    settings: &Settings,
+    onnxruntime: Option<PathBuf>,
+) -> Result<Proven, ProofError> {
+    let onnx = bundle.onnx()?;
+    let options =
+        LoadOptions { provider: settings.provider, threads: settings.threads as usize, onnxruntime };
+    let mut first = engine::load(&onnx, &options)?;
+    let on_gpu = matches!(first.provider, Provider::Cuda | Provider::TensorRt);
+    if bundle.description().resources.accelerator == Accelerator::Gpu && !on_gpu {
+        return Err(ProofError::NoGpu(first.provider));
+    }
+    check_golden(bundle, &mut first)?;
+
+    let signature = Arc::new(first.model.signature().clone());
+    let facts = Facts {
+        name: name.clone(),
+        version,
+        digest: bundle.digest(),
+        signature,
+        labels: bundle.labels()?,
+        engine: format!("{} {}", first.engine, first.engine_version),
+        provider: first.provider.to_string(),
+        why: first.why.clone(),
+        memory_bytes: first.memory_bytes,
+        settings: settings.clone(),
+    };
+    // The others run on what the first was proven on, and on nothing else.
+    let options = LoadOptions { provider: first.provider, ..options };
+    let mut instances = vec![first.model];
+    for _ in 1..settings.instances {
+        instances.push(engine::load(&onnx, &options)?.model);
+    }
+    Ok(Proven { facts, instances })
+}
+
+fn check_golden(bundle: &Verified, loaded: &mut Loaded) -> Result<(), ProofError> {
+    let Some(section) = &bundle.description().golden else { return Ok(()) };
+    let Some(bytes) = bundle.golden()? else { return Ok(()) };
+    let samples = golden::parse(&bytes)?;
+    for _ in 0..=WARM_UP {
+        golden::check(loaded.model.as_mut(), &samples, section.rtol, section.atol)?;
+    }
+    Ok(())
+}

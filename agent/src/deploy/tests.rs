@@ -1,0 +1,199 @@
+//! The state machine, walked by hand and at random.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn target(version: u64) -> Target {
+    let digest = Digest::of(&version.to_le_bytes());
+    Target { version, digest, size: 10, settings: ModelSettings::default() }
+}
+
+fn walk(mut state: Deployment, events: Vec<Event>) -> (Deployment, Vec<Effect>) {
+    let mut effects = Vec::new();
+    for event in events {
+        let (next, more) = step(state, event);
+        state = next;
+        effects = more;
+    }
+    (state, effects)
+}
+
+fn digest(version: u64) -> Digest {
+    target(version).digest
+}
+
+/// A model whose version serves, after `before` where that is given.
+fn serving(version: u64, before: Option<u64>) -> Deployment {
+    let (mut state, _) = Deployment::new(target(before.unwrap_or(version)));
+    for version in before.into_iter().chain([version]) {
+        let events = vec![
+            Event::Desired(target(version)),
+            Event::Fetched(digest(version)),
+            Event::Verified(digest(version)),
+            Event::Proved(digest(version)),
+        ];
+        state = walk(state, events).0;
+    }
+    state
+}
+
+#[test]
+fn a_version_goes_live_by_way_of_its_proof() {
+    let (state, effects) = Deployment::new(target(1));
+    assert_eq!(effects, [Effect::Fetch(target(1))]);
+    let (state, effects) = step(state, Event::Fetched(digest(1)));
+    assert_eq!((state.phase, &effects[..]), (Phase::Verifying, &[Effect::Verify(target(1))][..]));
+    let (state, effects) = step(state, Event::Verified(digest(1)));
+    assert_eq!((state.phase, &effects[..]), (Phase::Proving, &[Effect::Prove(target(1))][..]));
+    let (state, effects) = step(state, Event::Proved(digest(1)));
+    assert_eq!(effects, [Effect::Swap(target(1)), Effect::Collect]);
+    assert_eq!((state.phase, state.active), (Phase::Active, Some(target(1))));
+}
+
+#[test]
+fn the_version_before_is_kept_and_can_be_had_back() {
+    let state = serving(2, Some(1));
+    assert_eq!(state.previous, Some(target(1)));
+    let (state, effects) = step(state, Event::Rollback);
+    assert_eq!(effects, [Effect::Abandon, Effect::Restore(target(1)), Effect::Collect]);
+    assert_eq!(
+        (state.phase, state.active.clone(), state.previous.clone()),
+        (Phase::RolledBack, Some(target(1)), None)
+    );
+    let (state, effects) = step(state, Event::Desired(target(2)));
+    assert!(effects.is_empty(), "the same wish again does not bring the version back");
+    assert!(step(state, Event::Rollback).1.is_empty(), "there is nothing left to roll back to");
+}
+
+#[test]
+fn a_failed_proof_leaves_the_serving_version_alone() {
+    let state = serving(1, None);
+    let events = vec![
+        Event::Desired(target(2)),
+        Event::Fetched(digest(2)),
+        Event::Verified(digest(2)),
+        Event::ProofFailed(digest(2), "golden sample 0".into()),
+    ];
+    let (state, effects) = walk(state, events);
+    assert_eq!(effects, [Effect::Collect]);
+    assert_eq!((state.phase, state.active.clone()), (Phase::Rejected, Some(target(1))));
+    assert!(!state.kept().any(|kept| kept == digest(2)), "its bytes are not kept");
+    let (state, _) = step(state, Event::Restarted);
+    assert_eq!(state.phase, Phase::Rejected, "and it is not tried again");
+}
+
+#[test]
+fn a_death_while_proving_rejects_the_version() {
+    let state = serving(1, None);
+    let events = vec![Event::Desired(target(2)), Event::Fetched(digest(2)), Event::Verified(digest(2))];
+    let (state, effects) = walk(walk(state, events).0, vec![Event::Restarted]);
+    assert_eq!(effects, [Effect::Restore(target(1)), Effect::Collect]);
+    assert_eq!(state.phase, Phase::Rejected);
+    assert!(state.why.unwrap().contains("died"));
+}
+
+#[test]
+fn a_restart_resumes_where_it_was() {
+    let (state, _) = Deployment::new(target(1));
+    let (state, effects) = step(state, Event::Restarted);
+    assert_eq!(effects, [Effect::Fetch(target(1))]);
+    let (state, _) = step(state, Event::Fetched(digest(1)));
+    assert_eq!(step(state, Event::Restarted).1, [Effect::Verify(target(1))]);
+}
+
+#[test]
+fn a_serving_version_that_kills_the_agent_is_given_up() {
+    let mut state = serving(2, Some(1));
+    for _ in 0..MAX_RESTORES {
+        let (next, effects) = step(state, Event::Restarted);
+        assert_eq!(effects, [Effect::Restore(target(2))]);
+        state = next;
+    }
+    let (state, effects) = step(state, Event::Restarted);
+    assert_eq!(effects, [Effect::Restore(target(1)), Effect::Collect]);
+    assert_eq!((state.phase, state.active), (Phase::RolledBack, Some(target(1))));
+}
+
+#[test]
+fn damaged_bytes_of_the_serving_version_are_pulled_anew() {
+    let (state, effects) = step(serving(1, None), Event::RestoreIncomplete(digest(1)));
+    assert_eq!(effects, [Effect::Unload, Effect::Fetch(target(1))]);
+    assert_eq!(state.phase, Phase::Fetching);
+}
+
+#[test]
+fn late_answers_for_another_target_are_ignored() {
+    let (state, _) = Deployment::new(target(1));
+    let (state, _) = step(state, Event::Desired(target(2)));
+    let (after, effects) = step(state.clone(), Event::Fetched(digest(1)));
+    assert_eq!((after, effects), (state, vec![]));
+}
+
+#[test]
+fn going_back_to_the_serving_version_needs_no_proof() {
+    let state = walk(serving(1, None), vec![Event::Desired(target(2))]).0;
+    let (state, effects) = step(state, Event::Desired(target(1)));
+    assert_eq!(effects, [Effect::Abandon, Effect::Collect]);
+    assert_eq!(state.phase, Phase::Active);
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let version = 1..4u64;
+    prop_oneof![
+        version.clone().prop_map(|v| Event::Desired(target(v))),
+        version.clone().prop_map(|v| Event::Fetched(digest(v))),
+        version.clone().prop_map(|v| Event::FetchRefused(digest(v), "no".into())),
+        version.clone().prop_map(|v| Event::Verified(digest(v))),
+        version.clone().prop_map(|v| Event::Incomplete(digest(v))),
+        version.clone().prop_map(|v| Event::Unusable(digest(v), "no".into())),
+        version.clone().prop_map(|v| Event::Proved(digest(v))),
+        version.clone().prop_map(|v| Event::ProofFailed(digest(v), "no".into())),
+        version.clone().prop_map(|v| Event::Restored(digest(v))),
+        version.clone().prop_map(|v| Event::RestoreFailed(digest(v), "no".into())),
+        version.prop_map(|v| Event::RestoreIncomplete(digest(v))),
+        Just(Event::Restarted),
+        Just(Event::Rollback),
+    ]
+}
+
+proptest! {
+    /// Whatever happens, in whatever order: nothing serves that was not proven, what may be needed is kept, and
+    /// a phase is never without the effect that leads out of it.
+    #[test]
+    fn invariants_hold_on_every_path(events in prop::collection::vec(any_event(), 0..60)) {
+        let (mut state, _) = Deployment::new(target(1));
+        let mut proven = std::collections::HashSet::new();
+        for event in events {
+            let before = state.clone();
+            let (next, effects) = step(state, event.clone());
+            if let Event::Proved(digest) = &event && before.phase == Phase::Proving && before.target.digest == *digest {
+                proven.insert(*digest);
+            }
+            for effect in &effects {
+                match effect {
+                    Effect::Swap(t) | Effect::Restore(t) => prop_assert!(proven.contains(&t.digest)),
+                    _ => {}
+                }
+            }
+            for serving in next.active.iter().chain(&next.previous) {
+                prop_assert!(proven.contains(&serving.digest));
+                prop_assert!(next.kept().any(|kept| kept == serving.digest));
+            }
+            let entered = |phase| next.phase == phase && before.phase != phase;
+            if entered(Phase::Fetching) {
+                prop_assert!(effects.contains(&Effect::Fetch(next.target.clone())));
+            }
+            if entered(Phase::Verifying) {
+                prop_assert!(effects.contains(&Effect::Verify(next.target.clone())));
+            }
+            if entered(Phase::Proving) {
+                prop_assert!(effects.contains(&Effect::Prove(next.target.clone())));
+            }
+            if entered(Phase::Rejected) || entered(Phase::RolledBack) {
+                prop_assert!(next.why.is_some());
+            }
+            state = next;
+        }
+    }
+}

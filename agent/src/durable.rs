@@ -1,0 +1,46 @@
+//! Files that survive a power cut: replaced whole, or not at all.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Replaces the file at `path` with `bytes`. When this returns, the new bytes are on the medium; when the power
+/// goes before, the old ones are. One writer a path.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes the names in a directory durable: those that were made, renamed and removed.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Makes everything durable that was written to the file system of `directory`. One call for thousands of small
+/// files costs what one of them would.
+pub fn sync_file_system(directory: &Path) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let directory = File::open(directory)?;
+    // SAFETY: syncfs takes a descriptor that is open for the call and touches no memory of ours.
+    if unsafe { libc::syncfs(directory.as_raw_fd()) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state");
+        replace(&path, b"one").unwrap();
+        replace(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing temporary is left");
+        sync_file_system(directory.path()).unwrap();
+    }
+}

@@ -1,0 +1,216 @@
+//! Pulling a bundle over the link: asks for pieces, a bounded window at a time, until all are on the disk.
+//!
+//! Invariants:
+//! - What is on the disk is never asked for again, across reconnects and restarts.
+//! - Memory holds at most one window of pieces, whatever the bundle's size.
+//! - A piece that does not come, or comes wrong, is asked for again; a link that is away is waited for.
+
+mod window;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cloud_sync::bundle::Manifest;
+use cloud_sync::chunk::ChunkRef;
+use cloud_sync::contract::{Chunk, Fetch, Transfer, Want};
+use cloud_sync::digest::Digest;
+use cloud_sync::limits;
+use tokio::sync::broadcast;
+
+use crate::link::Link;
+use crate::vault::{Vault, VaultError};
+use window::Window;
+
+/// How often the window is looked at when nothing arrives: lost pieces are noticed that much late.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Pieces that may wait for a fetch to store them: one full window and what the network had on its way.
+pub const ARRIVALS: usize = 2 * window::LARGEST;
+
+/// Pulls bundles into the vault. Cheap to clone.
+#[derive(Clone)]
+pub struct Fetcher {
+    link: Link,
+    vault: Arc<Vault>,
+    arrivals: broadcast::Sender<Arc<Chunk>>,
+}
+
+/// Why a bundle did not come.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// It may come later: the link or the registry has to recover, or the disk has to get room.
+    #[error("{0}")]
+    Later(String),
+    /// It can never be taken here.
+    #[error("{0}")]
+    Never(String),
+}
+
+impl Fetcher {
+    /// A fetcher that reads what [`Fetcher::deliver`] is given.
+    pub fn new(link: Link, vault: Arc<Vault>) -> Self {
+        Self { link, vault, arrivals: broadcast::channel(ARRIVALS).0 }
+    }
+
+    /// Hands a piece to whoever waits for it. Where nobody does, it is dropped: it was asked for twice.
+    pub fn deliver(&self, chunk: Chunk) {
+        let _ = self.arrivals.send(Arc::new(chunk));
+    }
+
+    /// Brings the bundle `digest` of `size` bytes to the disk. `kept` are the bundles that must stay.
+    pub async fn fetch(&self, digest: Digest, size: u64, kept: Vec<Digest>) -> Result<Transfer, FetchError> {
+        let begun = Instant::now();
+        let mut transfer = Transfer::default();
+        let vault = self.vault.clone();
+        let manifest = match blocking(move || Ok(vault.manifest(&digest))).await? {
+            Some(manifest) => manifest,
+            None => self.manifest(digest, &mut transfer).await?,
+        };
+        if manifest.size() != size {
+            return Err(FetchError::Never(format!(
+                "the bundle has {} bytes, {size} were announced",
+                manifest.size()
+            )));
+        }
+        let (vault, wanted) = (self.vault.clone(), manifest.clone());
+        let missing = blocking(move || {
+            vault.make_room(&digest, &kept)?;
+            Ok(vault.missing(&wanted))
+        })
+        .await?;
+        let missing_bytes = missing.iter().map(|chunk| u64::from(chunk.size)).sum::<u64>();
+        transfer.shared_bytes = manifest.size().saturating_sub(missing_bytes);
+        self.chunks(missing, &mut transfer).await?;
+        transfer.fetch_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(transfer)
+    }
+
+    async fn chunks(&self, missing: Vec<ChunkRef>, transfer: &mut Transfer) -> Result<(), FetchError> {
+        let sizes: std::collections::HashMap<Digest, ChunkRef> =
+            missing.iter().map(|chunk| (chunk.digest, *chunk)).collect();
+        let wants = missing.iter().map(|chunk| Want { digest: chunk.digest, offset: 0 });
+        let mut pull = Pull::new(self, wants);
+        while let Some((want, piece)) = pull.next().await? {
+            let Some(chunk) = sizes.get(&want.digest).copied() else { continue };
+            transfer.fetched_bytes += piece.bytes.len() as u64;
+            let vault = self.vault.clone();
+            match blocking(move || Ok(vault.put_chunk(&chunk, &piece.bytes))).await? {
+                Ok(()) => pull.window.done(&want, Instant::now()),
+                Err(VaultError::Foreign(digest)) => {
+                    tracing::warn!(%digest, "a chunk came with other bytes than its name says; asking again");
+                    pull.window.again(&want);
+                }
+                Err(error) => return Err(classify(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// A manifest can be larger than a message, so it comes in pieces and is checked when it is whole.
+    async fn manifest(&self, digest: Digest, transfer: &mut Transfer) -> Result<Manifest, FetchError> {
+        let mut pull = Pull::new(self, [Want { digest, offset: 0 }]);
+        let mut bytes = Vec::new();
+        while let Some((want, piece)) = pull.next().await? {
+            let total = usize::try_from(piece.total).unwrap_or(usize::MAX);
+            if total > limits::MAX_MANIFEST_BYTES {
+                return Err(FetchError::Never(format!("its manifest has {total} bytes, too many")));
+            }
+            if piece.bytes.is_empty() || want.offset != bytes.len() as u64 {
+                pull.window.again(&want);
+                continue;
+            }
+            transfer.fetched_bytes += piece.bytes.len() as u64;
+            bytes.extend_from_slice(&piece.bytes);
+            if bytes.len() < total {
+                pull.window.add(Want { digest, offset: bytes.len() as u64 });
+            }
+            pull.window.done(&want, Instant::now());
+        }
+        let vault = self.vault.clone();
+        match blocking(move || Ok(vault.put_manifest(&digest, &bytes))).await? {
+            Ok(manifest) => Ok(manifest),
+            Err(VaultError::Foreign(_)) => {
+                Err(FetchError::Later("its manifest came with other bytes than its name says".to_owned()))
+            }
+            Err(error) => Err(classify(error)),
+        }
+    }
+}
+
+/// One run of asking and receiving.
+struct Pull<'a> {
+    link: &'a Link,
+    arrivals: broadcast::Receiver<Arc<Chunk>>,
+    window: Window,
+    online: bool,
+}
+
+impl<'a> Pull<'a> {
+    fn new(fetcher: &'a Fetcher, wants: impl IntoIterator<Item = Want>) -> Self {
+        // Subscribed before anything is asked for, so that no answer is missed.
+        let arrivals = fetcher.arrivals.subscribe();
+        Self { link: &fetcher.link, arrivals, window: Window::new(wants), online: true }
+    }
+
+    /// The next piece that was asked for; `None` when all are done.
+    async fn next(&mut self) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
+        while !self.window.is_done() {
+            self.ask().await;
+            let arrived = tokio::time::timeout(TICK, self.arrivals.recv()).await;
+            let piece = match arrived {
+                Ok(Ok(piece)) => piece,
+                Ok(Err(broadcast::error::RecvError::Lagged(pieces))) => {
+                    tracing::debug!(pieces, "pieces came faster than they could be stored; asking again");
+                    continue;
+                }
+                Ok(Err(broadcast::error::RecvError::Closed)) => {
+                    return Err(FetchError::Later("the agent is stopping".to_owned()));
+                }
+                Err(_) => continue,
+            };
+            let want = Want { digest: piece.digest, offset: piece.offset };
+            if !self.window.is_asked(&want) {
+                continue;
+            }
+            if piece.total == 0 {
+                return Err(FetchError::Later(format!("the registry does not have {}", want.digest)));
+            }
+            return Ok(Some((want, piece)));
+        }
+        Ok(None)
+    }
+
+    async fn ask(&mut self) {
+        let online = self.link.is_online();
+        if !online || !self.online {
+            // Whatever was on its way when the link went is lost.
+            self.window.forget_asked();
+        }
+        self.online = online;
+        if !online {
+            return;
+        }
+        let wants = self.window.take(Instant::now());
+        if !wants.is_empty() && self.link.fetch(&Fetch { wants }).await.is_err() {
+            self.window.forget_asked();
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VaultError> + Send + 'static,
+) -> Result<T, FetchError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(classify),
+        Err(error) => Err(FetchError::Later(error.to_string())),
+    }
+}
+
+fn classify(error: VaultError) -> FetchError {
+    match error {
+        VaultError::Io { .. } | VaultError::Foreign(_) | VaultError::Incomplete(..) => {
+            FetchError::Later(error.to_string())
+        }
+        VaultError::Bundle(_) | VaultError::Budget { .. } => FetchError::Never(error.to_string()),
+    }
+}

@@ -1,0 +1,96 @@
+//! Reading the body of a request: bounded in size, in time, and in memory over all requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::failure::Failure;
+
+/// Largest body that is worked on where it arrived; a larger one goes to a blocking thread. At the tens of
+/// megabytes a second that JSON is read with, this is a millisecond.
+const INLINE_BYTES: usize = 32 * 1024;
+
+/// The bounds of bodies, and what of them is used.
+pub(super) struct Intake {
+    max_body: usize,
+    timeout: Duration,
+    /// One permit for each byte that may be held.
+    memory: Arc<Semaphore>,
+}
+
+/// A body, and its share of the memory for bodies for as long as this lives.
+pub(super) struct Received {
+    pub(super) bytes: Bytes,
+    _share: OwnedSemaphorePermit,
+}
+
+impl Intake {
+    pub(super) fn new(max_body: usize, max_held: usize, timeout: Duration) -> Self {
+        let memory = Arc::new(Semaphore::new(max_held.min(Semaphore::MAX_PERMITS)));
+        Self { max_body, timeout, memory }
+    }
+
+    /// Reads a body whole.
+    pub(super) async fn receive(&self, headers: &HeaderMap, body: Body) -> Result<Received, Failure> {
+        let encoding = headers.get(header::CONTENT_ENCODING).map(|encoding| encoding.as_bytes());
+        if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
+            let line = "compressed bodies are not taken: send it without content-encoding";
+            return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, line));
+        }
+        let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let announced = announced.and_then(|length| length.parse::<usize>().ok()).unwrap_or(0);
+        if announced > self.max_body {
+            return Err(self.too_large());
+        }
+        tokio::time::timeout(self.timeout, self.read(body, announced)).await.unwrap_or_else(|_| {
+            let line = format!("the body did not arrive within {:?}", self.timeout);
+            Err(Failure::new(StatusCode::REQUEST_TIMEOUT, line))
+        })
+    }
+
+    async fn read(&self, body: Body, announced: usize) -> Result<Received, Failure> {
+        // Only what has arrived counts: a peer that announces much and sends nothing takes nothing from the others.
+        let mut share = self.hold(0)?;
+        let mut bytes = Vec::with_capacity(announced.min(INLINE_BYTES));
+        let mut pieces = body.into_data_stream();
+        while let Some(piece) = pieces.next().await {
+            let piece =
+                piece.map_err(|error| Failure::bad_request(format!("the body broke off: {error}")))?;
+            if bytes.len() + piece.len() > self.max_body {
+                return Err(self.too_large());
+            }
+            share.merge(self.hold(piece.len())?);
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(Received { bytes: bytes.into(), _share: share })
+    }
+
+    fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
+        let permits = u32::try_from(bytes).map_err(|_| self.too_large())?;
+        self.memory.clone().try_acquire_many_owned(permits).map_err(|_| {
+            let line = "busy: the memory for requests is used up; try again, or send smaller ones";
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, line)
+        })
+    }
+
+    fn too_large(&self) -> Failure {
+        let line = format!("the body is larger than the limit of {} bytes", self.max_body);
+        Failure::new(StatusCode::PAYLOAD_TOO_LARGE, line)
+    }
+}
+
+/// Does work whose time grows with `bytes`: here where they are few, on a blocking thread where they are many.
+pub(super) async fn sized<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    if bytes <= INLINE_BYTES {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.map_err(Failure::internal)?
+}

@@ -1,0 +1,116 @@
+//! The log: to standard error, as text or JSON, with a level that can be changed while the agent runs.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+use crate::config::Log;
+
+/// How a line of the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The level of the running log. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+
+/// Why the log or its level is not as wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The text is no level.
+    #[error("{0}")]
+    Level(String),
+    /// This process logs already.
+    #[error("starting the log: {0}")]
+    Started(#[from] tracing_subscriber::util::TryInitError),
+    /// The log has ended.
+    #[error("changing the level of the log: {0}")]
+    Ended(#[from] reload::Error),
+}
+
+/// Starts the log of this process.
+///
+/// # Errors
+/// The level is none, or the process logs already.
+pub fn start(log: &Log) -> Result<LogLevel, LogError> {
+    let (filter, handle) = reload::Layer::new(filter(&log.level)?);
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = match log.format {
+        Format::Text => lines.boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+    Ok(LogLevel(handle))
+}
+
+/// Whether a text is a level, or says why not.
+pub(crate) fn check(level: &str) -> Result<(), String> {
+    filter(level).map(|_| ()).map_err(|error| error.to_string())
+}
+
+impl LogLevel {
+    /// Logs at another level from now on, as `debug` or `info,edgewise_agent=trace`.
+    ///
+    /// # Errors
+    /// The text is no level.
+    pub fn set(&self, level: &str) -> Result<(), LogError> {
+        Ok(self.0.reload(filter(level)?)?)
+    }
+}
+
+fn filter(level: &str) -> Result<EnvFilter, LogError> {
+    let wrong = |why: String| {
+        let level = cloud_sync::limits::bounded_text(level);
+        LogError::Level(format!(
+            "{level:?} is no level ({why}): use off, error, warn, info, debug or trace, also by part as \
+             \"info,edgewise_agent=debug\""
+        ))
+    };
+    // A lone word that is no level would be taken for the name of a part, and log nothing else.
+    let lone_word = |part: &str| {
+        let word = part.trim();
+        // To the library, no word at all is a level too.
+        let level = !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+        !level && !word.contains(['=', '['])
+    };
+    if let Some(word) = level.split(',').find(|part| lone_word(part)) {
+        return Err(wrong(format!("unknown level {word:?}")));
+    }
+    EnvFilter::builder().parse(level).map_err(|error| wrong(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_level_is_refused() {
+        for good in ["info", "WARN", "off", "info,edgewise_agent=debug", "warn,engine[load]=trace"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for bad in ["", "loud", "info,", "info,edgewise_agent", "edgewise_agent=loud"] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_level_changes_while_it_logs() {
+        let (layer, handle) = reload::Layer::new(filter("warn").unwrap());
+        let level = LogLevel(handle);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            assert!(!tracing::enabled!(tracing::Level::DEBUG));
+            level.set("debug").unwrap();
+            assert!(tracing::enabled!(tracing::Level::DEBUG));
+            assert!(level.set("loud").is_err());
+            assert!(tracing::enabled!(tracing::Level::DEBUG));
+        });
+    }
+}

@@ -1,0 +1,348 @@
+//! The live models: who answers for a model now, and how a request gets to it.
+//!
+//! Invariants:
+//! - Only a [`Proven`] model can go live, and only `deploy` makes one.
+//! - A swap drops no request: the version before keeps its workers until its queue is empty, and requests that
+//!   come after the swap go to the new one.
+//! - A full queue refuses at once ([`ScoreRefused::Busy`]); nothing waits without a bound.
+//! - A request whose caller has gone away is not scored.
+//! - Scoring runs on threads of its own, never on those of the network.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use cloud_sync::digest::Digest;
+use cloud_sync::name::ModelName;
+use engine::{Model, ScoreError, Signature, Tensors};
+use tokio::sync::oneshot;
+
+use crate::settings::Settings;
+
+/// Longest time that [`Scorer::drain`] and a swap give the workers of a version to empty their queue.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A version that has passed its proof on this device and may serve.
+pub struct Proven {
+    /// What callers may know of it.
+    pub facts: Facts,
+    /// One loaded model for each worker.
+    pub instances: Vec<Box<dyn Model>>,
+}
+
+/// What is known of a version once it has been proven here.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The model.
+    pub name: ModelName,
+    /// Its version; 0 for a bundle that was given with `--local` and has none.
+    pub version: u64,
+    /// The digest of its bundle.
+    pub digest: Digest,
+    /// What it takes and gives.
+    pub signature: Arc<Signature>,
+    /// Names of its classes, in order; empty where the bundle has none.
+    pub labels: Vec<String>,
+    /// The engine that runs it, with its version.
+    pub engine: String,
+    /// The provider that really runs it.
+    pub provider: String,
+    /// What the engine has to say about that choice.
+    pub why: Option<String>,
+    /// Memory that loading it took, in bytes, as measured here.
+    pub memory_bytes: u64,
+    /// How it is run.
+    pub settings: Settings,
+}
+
+/// A version that serves.
+pub struct Live {
+    /// What callers may know of it.
+    pub facts: Facts,
+    /// What it has done.
+    pub counters: Counters,
+    queue: SyncSender<Job>,
+    /// Hangs up once every worker has ended.
+    finished: Mutex<Receiver<()>>,
+}
+
+/// What a version has done since it went live.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests that were scored.
+    pub success: AtomicU64,
+    /// Rows in them.
+    pub rows: AtomicU64,
+    /// Requests refused because the queue was full.
+    pub rejected: AtomicU64,
+    /// Requests whose caller went away or ran out of time.
+    pub canceled: AtomicU64,
+    /// Requests that the engine could not score.
+    pub failed: AtomicU64,
+    /// Requests refused because their inputs were wrong.
+    pub invalid: AtomicU64,
+    /// Requests that wait or are being scored.
+    pub pending: AtomicU64,
+    /// Time that requests waited, in microseconds.
+    pub queue_us: AtomicU64,
+    /// Time that the engine took, in microseconds.
+    pub compute_us: AtomicU64,
+}
+
+/// The models that serve. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Scorer {
+    live: Arc<RwLock<BTreeMap<ModelName, Arc<Live>>>>,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone)]
+pub struct Scored {
+    /// The inputs, given back.
+    pub inputs: Arc<Tensors>,
+    /// The outputs, in the order of the signature.
+    pub outputs: Arc<Tensors>,
+    /// Time in the queue.
+    pub queued: Duration,
+    /// Time in the engine.
+    pub computed: Duration,
+}
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ScoreRefused {
+    /// No such model serves here.
+    #[error("model {0} is not served here{known}", known = known(.1))]
+    UnknownModel(String, Vec<String>),
+    /// The model serves, in another version.
+    #[error("model {name} is served here in version {active}, not {asked}")]
+    UnknownVersion {
+        /// The model.
+        name: ModelName,
+        /// The version that was asked for.
+        asked: String,
+        /// The version that serves.
+        active: u64,
+    },
+    /// The queue is full.
+    #[error("model {0} is busy: {1} requests are waiting; try again, or raise its queue or instances")]
+    Busy(ModelName, u32),
+    /// The request ran out of time.
+    #[error("scoring timeout after {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The inputs are wrong, or the engine failed on them.
+    #[error(transparent)]
+    Score(#[from] ScoreError),
+    /// The engine panicked on this request.
+    #[error("the engine of model {0} crashed on this request")]
+    Crashed(ModelName),
+    /// The agent or the model is on its way out.
+    #[error("model {0} is being stopped")]
+    Stopping(ModelName),
+}
+
+struct Job {
+    inputs: Arc<Tensors>,
+    enqueued: Instant,
+    answer: oneshot::Sender<Result<Scored, ScoreRefused>>,
+}
+
+impl Scorer {
+    /// The version that answers for `name` now.
+    pub fn get(&self, name: &str) -> Option<Arc<Live>> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        live.iter().find(|(known, _)| known.as_str() == name).map(|(_, live)| live.clone())
+    }
+
+    /// Every version that answers now, by name.
+    pub fn all(&self) -> Vec<Arc<Live>> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The version that answers for `name`, if it is `version` or none is asked for.
+    pub fn find(&self, name: &str, version: Option<&str>) -> Result<Arc<Live>, ScoreRefused> {
+        let live = self.get(name).ok_or_else(|| {
+            let known = self.all().iter().map(|live| live.facts.name.to_string()).collect();
+            ScoreRefused::UnknownModel(cloud_sync::limits::bounded_text(name), known)
+        })?;
+        match version {
+            Some(asked) if asked != live.facts.version.to_string() => Err(ScoreRefused::UnknownVersion {
+                name: live.facts.name.clone(),
+                asked: cloud_sync::limits::bounded_text(asked),
+                active: live.facts.version,
+            }),
+            _ => Ok(live),
+        }
+    }
+
+    /// Puts a proven version in place of the one that serves, which finishes what it has. Blocking: returns
+    /// when the version before is out of memory, or after [`DRAIN`]; the answer is how long a new request could
+    /// have had to wait.
+    pub fn swap(&self, proven: Proven) -> std::io::Result<Duration> {
+        let live = Arc::new(Live::start(proven)?);
+        let begun = Instant::now();
+        let before = {
+            let mut all = self.live.write().unwrap_or_else(PoisonError::into_inner);
+            all.insert(live.facts.name.clone(), live)
+        };
+        let swapped = begun.elapsed();
+        if let Some(before) = before {
+            before.retire();
+        }
+        Ok(swapped)
+    }
+
+    /// Stops serving a model. Blocking, as [`Scorer::swap`].
+    pub fn remove(&self, name: &ModelName) {
+        let before = self.live.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(before) = before {
+            before.retire();
+        }
+    }
+
+    /// Stops serving everything, once what is queued is scored. Blocking, as [`Scorer::swap`].
+    pub fn drain(&self) {
+        let all = std::mem::take(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner));
+        for live in all.into_values() {
+            live.retire();
+        }
+    }
+}
+
+impl Live {
+    /// Scores `inputs` within `timeout`.
+    pub async fn score(&self, inputs: Tensors, timeout: Duration) -> Result<Scored, ScoreRefused> {
+        if let Err(error) = self.facts.signature.check(&inputs) {
+            self.counters.invalid.fetch_add(1, Ordering::Relaxed);
+            return Err(ScoreError::from(error).into());
+        }
+        let (answer, result) = oneshot::channel();
+        let job = Job { inputs: Arc::new(inputs), enqueued: Instant::now(), answer };
+        let _pending = Pending::new(&self.counters.pending);
+        match self.queue.try_send(job) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+                return Err(ScoreRefused::Busy(self.facts.name.clone(), self.facts.settings.queue));
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                return Err(ScoreRefused::Stopping(self.facts.name.clone()));
+            }
+        }
+        match tokio::time::timeout(timeout, result).await {
+            Ok(Ok(Ok(scored))) => {
+                self.counters.success.fetch_add(1, Ordering::Relaxed);
+                self.counters.rows.fetch_add(rows(&self.facts.signature, &scored.inputs), Ordering::Relaxed);
+                self.counters.queue_us.fetch_add(micros(scored.queued), Ordering::Relaxed);
+                self.counters.compute_us.fetch_add(micros(scored.computed), Ordering::Relaxed);
+                Ok(scored)
+            }
+            Ok(Ok(Err(error))) => {
+                self.counters.failed.fetch_add(1, Ordering::Relaxed);
+                Err(error)
+            }
+            Ok(Err(_)) => Err(ScoreRefused::Stopping(self.facts.name.clone())),
+            Err(_) => {
+                self.counters.canceled.fetch_add(1, Ordering::Relaxed);
+                Err(ScoreRefused::Timeout(timeout))
+            }
+        }
+    }
+
+    fn start(proven: Proven) -> std::io::Result<Self> {
+        let (queue, jobs) = sync_channel(proven.facts.settings.queue.max(1) as usize);
+        let jobs = Arc::new(Mutex::new(jobs));
+        let (working, finished) = sync_channel(0);
+        for model in proven.instances {
+            let worker = Worker {
+                model,
+                name: proven.facts.name.clone(),
+                jobs: jobs.clone(),
+                _working: working.clone(),
+            };
+            let name = format!("{}:{}", proven.facts.name, proven.facts.version);
+            std::thread::Builder::new().name(name).spawn(move || worker.run())?;
+        }
+        let finished = Mutex::new(finished);
+        Ok(Self { facts: proven.facts, counters: Counters::default(), queue, finished })
+    }
+
+    /// Lets the workers finish what is queued. They end when the last caller that found this version has gone.
+    fn retire(self: Arc<Self>) {
+        let (_, placeholder) = sync_channel(0);
+        let finished = {
+            let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *finished, placeholder)
+        };
+        let name = format!("{}:{}", self.facts.name, self.facts.version);
+        drop(self);
+        if finished.recv_timeout(DRAIN) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(model = %name, "still scoring {DRAIN:?} after it was replaced");
+        }
+    }
+}
+
+/// The rows of a request: the batch dimension where the model has one, else 1.
+pub fn rows(signature: &Signature, inputs: &Tensors) -> u64 {
+    let first = || inputs.iter().next().and_then(|(_, tensor)| tensor.shape().first());
+    if signature.batch_dimension() { first().map_or(1, |rows| *rows as u64) } else { 1 }
+}
+
+/// One worker and its loaded model.
+struct Worker {
+    model: Box<dyn Model>,
+    name: ModelName,
+    jobs: Arc<Mutex<Receiver<Job>>>,
+    _working: SyncSender<()>,
+}
+
+impl Worker {
+    /// Scores until the queue is empty and nobody can fill it any more.
+    fn run(mut self) {
+        loop {
+            // Held while waiting: one idle worker waits for the next job, the others for their turn to wait.
+            let next = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(Job { inputs, enqueued, answer }) = next else { return };
+            if answer.is_closed() {
+                continue;
+            }
+            let queued = enqueued.elapsed();
+            let begun = Instant::now();
+            // A panic costs its request, not the worker.
+            let result = catch_unwind(AssertUnwindSafe(|| self.model.score(&inputs)));
+            let computed = begun.elapsed();
+            let _ = answer.send(match result {
+                Ok(Ok(outputs)) => Ok(Scored { inputs, outputs: Arc::new(outputs), queued, computed }),
+                Ok(Err(error)) => Err(error.into()),
+                Err(_) => Err(ScoreRefused::Crashed(self.name.clone())),
+            });
+        }
+    }
+}
+
+/// Counts a request as pending for as long as it lives.
+struct Pending<'a>(&'a AtomicU64);
+
+impl<'a> Pending<'a> {
+    fn new(counter: &'a AtomicU64) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn known(names: &[String]) -> String {
+    if names.is_empty() { "; none is".to_owned() } else { format!("; these are: {}", names.join(", ")) }
+}

@@ -1,0 +1,250 @@
+//! From the spool to the cloud: batches out, receipts in.
+//!
+//! Invariants:
+//! - A row leaves the spool only on the cloud's receipt; a broker's word that it has a message is worth nothing.
+//! - After a reconnect, or when a receipt does not come, everything without a receipt is sent again; the cloud
+//!   keeps each row once, by its stream and sequence number.
+//! - At most [`IN_FLIGHT`] batches are on their way, each within one message.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cloud_sync::contract::{Receipt, Telemetry};
+use cloud_sync::limits::{ENVELOPE_BYTES, MAX_BATCH_ROWS, MAX_MESSAGE_BYTES};
+use cloud_sync::rows;
+use serde_bytes::ByteBuf;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::link::Link;
+use crate::spool::{Ledger, Spool, SpoolError};
+
+/// Batches on their way: enough to fill a long round trip, little enough to send again on a bad link.
+const IN_FLIGHT: usize = 4;
+
+/// Bytes of rows in a batch, before compression. With five bytes for each row's length the batch fits into a
+/// message even where compression gains nothing.
+const BATCH_BYTES: usize = MAX_MESSAGE_BYTES - ENVELOPE_BYTES - 24 * 1024;
+
+/// How long a receipt may take at first, and at most: a busy cloud is not asked twice as often as it can answer.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(320));
+
+/// Pause after the disk refused to be read.
+const DISK_RETRY: Duration = Duration::from_secs(10);
+
+/// Receipts that may wait; they are tiny, and a lost one is made up for by the next.
+pub const RECEIPTS: usize = 64;
+
+/// The one task that empties the spool.
+pub struct Uploader {
+    /// The link to the cloud.
+    pub link: Link,
+    /// The rows.
+    pub spool: Arc<Mutex<Spool>>,
+    /// Longest wait of a row for others to share its batch.
+    pub interval: Duration,
+    /// Changes when rows are appended.
+    pub appended: watch::Receiver<u64>,
+    /// Changes when the link comes up; the value counts the connects.
+    pub connects: watch::Receiver<u64>,
+    /// Changes when someone wants the rows gone at once.
+    pub flush: watch::Receiver<u64>,
+    /// What the cloud has confirmed.
+    pub receipts: mpsc::Receiver<Receipt>,
+    /// Where the ledger is made known.
+    pub ledger: watch::Sender<cloud_sync::contract::Ledger>,
+}
+
+/// What is on its way.
+struct Flight {
+    /// The last row that was sent; 0 for none.
+    sent: u64,
+    /// The last row of each batch without a receipt, oldest first.
+    batches: std::collections::VecDeque<u64>,
+    /// When the oldest of them was sent, or progress was made.
+    since: Instant,
+    patience: Duration,
+}
+
+impl Uploader {
+    /// Uploads until `stop`. A disk that fails is tried again: scoring must go on meanwhile.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut flight = Flight::new();
+        while !stop.is_cancelled() {
+            if let Err(error) = self.turn(&mut flight, &stop).await {
+                tracing::error!(%error, retry_in = ?DISK_RETRY, "the spool can't be read");
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(DISK_RETRY) => {}
+                }
+            }
+        }
+    }
+
+    /// Sends what may be sent, then waits for something to happen.
+    async fn turn(&mut self, flight: &mut Flight, stop: &CancellationToken) -> Result<(), SpoolError> {
+        while self.link.is_online() && flight.batches.len() < IN_FLIGHT && self.send(flight).await? {}
+        self.publish_ledger().await?;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Some(receipt) = self.receipts.recv() => self.take(receipt, flight).await?,
+            Ok(()) = self.connects.changed() => *flight = Flight::new(),
+            Ok(()) = self.flush.changed() => {}
+            Ok(()) = self.appended.changed() => {
+                // Rows that come within the interval share a batch.
+                tokio::select! {
+                    () = tokio::time::sleep(self.interval) => {}
+                    Ok(()) = self.flush.changed() => {}
+                    Some(receipt) = self.receipts.recv() => self.take(receipt, flight).await?,
+                    Ok(()) = self.connects.changed() => *flight = Flight::new(),
+                    () = stop.cancelled() => {}
+                }
+            }
+            () = tokio::time::sleep(flight.remaining()) => {
+                if flight.is_overdue() {
+                    tracing::warn!("no receipt came; sending again");
+                    flight.again();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the next batch; false where there is none, or no link.
+    async fn send(&self, flight: &mut Flight) -> Result<bool, SpoolError> {
+        let after = flight.sent;
+        let (stream, mut rows) = self
+            .with_spool(move |spool| {
+                let rows = spool.peek(after, MAX_BATCH_ROWS, BATCH_BYTES)?;
+                Ok((spool.stream().to_owned(), rows))
+            })
+            .await?;
+        let Some(first_sequence) = rows.first().map(|(sequence, _)| *sequence) else { return Ok(false) };
+        // A batch has no gaps: what follows one goes into the next batch.
+        let together =
+            rows.iter().zip(first_sequence..).take_while(|((sequence, _), next)| sequence == next).count();
+        rows.truncate(together);
+        let last = first_sequence + together.saturating_sub(1) as u64;
+        let bytes: Vec<Vec<u8>> = rows.into_iter().map(|(_, bytes)| bytes).collect();
+        let packed = tokio::task::spawn_blocking(move || rows::pack(&bytes)).await;
+        let (codec, packed) = match packed {
+            Ok(Ok(packed)) => packed,
+            Ok(Err(error)) => {
+                tracing::error!(%error, first_sequence, "a batch can't be packed");
+                return Ok(false);
+            }
+            Err(error) => {
+                tracing::error!(%error, "packing a batch failed");
+                return Ok(false);
+            }
+        };
+        let ledger = self.ledger.borrow().clone();
+        let batch = Telemetry { stream, first_sequence, codec, rows: ByteBuf::from(packed), ledger };
+        match self.link.telemetry(&batch).await {
+            Ok(()) => {
+                flight.add(last);
+                Ok(true)
+            }
+            Err(error) => {
+                tracing::debug!(%error, first_sequence, "a batch was not sent");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn take(&self, receipt: Receipt, flight: &mut Flight) -> Result<(), SpoolError> {
+        let through = receipt.durable_through;
+        let result = self
+            .with_spool(move |spool| {
+                if spool.stream() == receipt.stream { spool.receipt(through).map(Some) } else { Ok(None) }
+            })
+            .await;
+        match result {
+            Ok(Some(rows)) => {
+                tracing::debug!(rows, through, "receipt");
+                flight.confirmed(through);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error @ SpoolError::ReceiptAhead { .. }) => {
+                tracing::warn!(%error, "a receipt is not believed");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn publish_ledger(&self) -> Result<(), SpoolError> {
+        let ledger = on_the_wire(self.with_spool(|spool| Ok(spool.ledger())).await?);
+        self.ledger.send_if_modified(|known| {
+            let changed = *known != ledger;
+            *known = ledger;
+            changed
+        });
+        Ok(())
+    }
+
+    async fn with_spool<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Spool) -> Result<T, SpoolError> + Send + 'static,
+    ) -> Result<T, SpoolError> {
+        let spool = self.spool.clone();
+        let work = move || work(&mut spool.lock().unwrap_or_else(PoisonError::into_inner));
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+/// The spool's ledger in the words of the contract.
+pub fn on_the_wire(ledger: Ledger) -> cloud_sync::contract::Ledger {
+    let dropped = ledger.dropped.iter().map(|(reason, rows)| (reason.to_string(), *rows)).collect();
+    cloud_sync::contract::Ledger {
+        captured: ledger.captured,
+        uploaded: ledger.uploaded,
+        held: ledger.held,
+        dropped,
+        lost: ledger.lost,
+    }
+}
+
+impl Flight {
+    fn new() -> Self {
+        Self {
+            sent: 0,
+            batches: std::collections::VecDeque::new(),
+            since: Instant::now(),
+            patience: PATIENCE.0,
+        }
+    }
+
+    fn add(&mut self, last: u64) {
+        if self.batches.is_empty() {
+            self.since = Instant::now();
+        }
+        self.sent = last;
+        self.batches.push_back(last);
+    }
+
+    fn confirmed(&mut self, through: u64) {
+        self.batches.retain(|last| *last > through);
+        self.sent = self.sent.max(through);
+        self.since = Instant::now();
+        self.patience = PATIENCE.0;
+    }
+
+    fn remaining(&self) -> Duration {
+        if self.batches.is_empty() { PATIENCE.1 } else { self.patience.saturating_sub(self.since.elapsed()) }
+    }
+
+    fn is_overdue(&self) -> bool {
+        !self.batches.is_empty() && self.since.elapsed() >= self.patience
+    }
+
+    /// Everything without a receipt goes again, and is waited for longer.
+    fn again(&mut self) {
+        let patience = self.patience.saturating_mul(2).min(PATIENCE.1);
+        *self = Self { patience, ..Self::new() };
+    }
+}

@@ -1,0 +1,388 @@
+//! Models on disk: chunks by content, manifests by digest, and nothing that can be loaded before it is verified.
+//!
+//! Invariants:
+//! - A chunk or a manifest is stored under its digest, and only bytes with that digest are stored.
+//! - A [`Verified`] bundle has been hashed from the disk, byte for byte, since this process began; nothing else
+//!   can be loaded, by type.
+//! - What is verified is durable: the file system is synced before [`Vault::verify`] returns.
+//! - The vault never grows beyond its budget: room is asked for before bytes are fetched.
+//! - What no kept bundle uses is removed by [`Vault::collect`], and only there.
+//!
+//! Chunks are not synced one by one: a chunk that a power cut damaged is found by its hash and fetched again.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use cloud_sync::bundle::{Bundle, BundleError, BundlePath, Description, Manifest};
+use cloud_sync::chunk::ChunkRef;
+use cloud_sync::digest::Digest;
+use cloud_sync::limits;
+
+use crate::durable;
+
+/// The bundles of a device.
+#[derive(Debug)]
+pub struct Vault {
+    chunks: PathBuf,
+    manifests: PathBuf,
+    budget: u64,
+}
+
+/// A bundle whose every byte has been compared with its digest.
+#[derive(Debug)]
+pub struct Verified {
+    digest: Digest,
+    manifest: Manifest,
+    description: Description,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Vault { chunks: PathBuf },
+    Local(Bundle),
+}
+
+/// Why the vault can't do what is asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    /// Reading or writing failed.
+    #[error("{doing} {path}: {source}", path = .path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Bytes that are not what they are called.
+    #[error("the bytes given for {0} have another digest")]
+    Foreign(Digest),
+    /// Chunks that are missing or damaged; damaged ones are gone now and can be fetched again.
+    #[error("{0} chunks of bundle {1} are missing or damaged")]
+    Incomplete(usize, Digest),
+    /// The bundle itself is wrong, whoever sends it.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The bundle does not fit.
+    #[error(
+        "the bundle needs {needed} more bytes, and {used} of the {budget} bytes for models are used by versions in \
+         use; raise vault.max_bytes or stop serving a model"
+    )]
+    Budget {
+        /// Bytes that are still missing.
+        needed: u64,
+        /// Bytes that are kept.
+        used: u64,
+        /// The budget.
+        budget: u64,
+    },
+}
+
+impl Vault {
+    /// Opens the vault in `directory`, making it where there is none.
+    pub fn open(directory: &Path, budget: u64) -> Result<Self, VaultError> {
+        let vault = Self { chunks: directory.join("chunks"), manifests: directory.join("manifests"), budget };
+        for directory in [&vault.chunks, &vault.manifests] {
+            fs::create_dir_all(directory).map_err(io_error("making", directory))?;
+        }
+        Ok(vault)
+    }
+
+    /// Keeps a manifest. It must be what `digest` names.
+    pub fn put_manifest(&self, digest: &Digest, bytes: &[u8]) -> Result<Manifest, VaultError> {
+        if Digest::of(bytes) != *digest {
+            return Err(VaultError::Foreign(*digest));
+        }
+        let manifest = Manifest::decode(bytes)?;
+        let path = self.manifests.join(digest.to_string());
+        durable::replace(&path, bytes).map_err(io_error("writing", &path))?;
+        Ok(manifest)
+    }
+
+    /// The manifest of a bundle; `None` where it is not here or is damaged.
+    pub fn manifest(&self, digest: &Digest) -> Option<Manifest> {
+        let bytes = fs::read(self.manifests.join(digest.to_string())).ok()?;
+        if Digest::of(&bytes) == *digest { Manifest::decode(&bytes).ok() } else { None }
+    }
+
+    /// The chunks of a manifest that are not here, each once. A chunk of the right size counts as here; whether
+    /// it is whole is found out by [`Vault::verify`].
+    pub fn missing(&self, manifest: &Manifest) -> Vec<ChunkRef> {
+        let here = |chunk: &ChunkRef| {
+            fs::metadata(self.place(&chunk.digest)).is_ok_and(|found| found.len() == u64::from(chunk.size))
+        };
+        manifest.distinct_chunks().into_iter().filter(|chunk| !here(chunk)).collect()
+    }
+
+    /// Keeps a chunk. Its bytes must be what `chunk` names.
+    pub fn put_chunk(&self, chunk: &ChunkRef, bytes: &[u8]) -> Result<(), VaultError> {
+        if bytes.len() != chunk.size as usize || Digest::of(bytes) != chunk.digest {
+            return Err(VaultError::Foreign(chunk.digest));
+        }
+        let path = self.place(&chunk.digest);
+        let directory = path.parent().unwrap_or(&self.chunks);
+        fs::create_dir_all(directory).map_err(io_error("making", directory))?;
+        let temporary = path.with_extension("new");
+        fs::write(&temporary, bytes).map_err(io_error("writing", &temporary))?;
+        fs::rename(&temporary, &path).map_err(io_error("writing", &path))
+    }
+
+    /// Makes room for a bundle, or says why there is none. `kept` are the bundles in use; what neither they nor
+    /// `wanted` use is removed.
+    pub fn make_room(&self, wanted: &Digest, kept: &[Digest]) -> Result<(), VaultError> {
+        let Some(manifest) = self.manifest(wanted) else { return Ok(()) };
+        let needed = self.missing(&manifest).iter().map(|chunk| u64::from(chunk.size)).sum::<u64>();
+        if self.used()?.saturating_add(needed) <= self.budget {
+            return Ok(());
+        }
+        let mut keep = kept.to_vec();
+        keep.push(*wanted);
+        self.collect(&keep)?;
+        let used = self.used()?;
+        if used.saturating_add(needed) <= self.budget {
+            Ok(())
+        } else {
+            Err(VaultError::Budget { needed, used, budget: self.budget })
+        }
+    }
+
+    /// Reads a bundle from the disk and compares every byte. Damaged chunks are removed, so that the next fetch
+    /// asks for them.
+    pub fn verify(&self, digest: &Digest) -> Result<Verified, VaultError> {
+        let manifest = self.manifest(digest).ok_or(VaultError::Incomplete(1, *digest))?;
+        let mut wrong = 0;
+        for chunk in manifest.distinct_chunks() {
+            let path = self.place(&chunk.digest);
+            match fs::read(&path) {
+                Ok(bytes) if Digest::of(&bytes) == chunk.digest => {}
+                Ok(_) => {
+                    wrong += 1;
+                    fs::remove_file(&path).map_err(io_error("removing", &path))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => wrong += 1,
+                Err(source) => return Err(VaultError::Io { doing: "reading", path, source }),
+            }
+        }
+        if wrong > 0 {
+            return Err(VaultError::Incomplete(wrong, *digest));
+        }
+        durable::sync_file_system(&self.chunks).map_err(io_error("syncing", &self.chunks))?;
+        let source = Source::Vault { chunks: self.chunks.clone() };
+        let mut verified =
+            Verified { digest: *digest, manifest, description: Description::default(), source };
+        let description = BundlePath::new(cloud_sync::bundle::DESCRIPTION_FILE)?;
+        verified.description =
+            Description::parse(&verified.read_bounded(&description, limits::MAX_DESCRIPTION_BYTES)?)?;
+        Ok(verified)
+    }
+
+    /// Removes what none of `kept` uses.
+    pub fn collect(&self, kept: &[Digest]) -> Result<(), VaultError> {
+        let manifests: Vec<Manifest> = kept.iter().filter_map(|digest| self.manifest(digest)).collect();
+        let chunks: HashSet<String> =
+            manifests.iter().flat_map(Manifest::chunks).map(|chunk| chunk.digest.to_string()).collect();
+        let kept: HashSet<String> = kept.iter().map(Digest::to_string).collect();
+        remove_others(&self.manifests, &kept)?;
+        for directory in list(&self.chunks)? {
+            remove_others(&directory, &chunks)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of all files of the vault.
+    pub fn used(&self) -> Result<u64, VaultError> {
+        let mut used = 0;
+        for directory in list(&self.chunks)?.iter().chain([&self.manifests]) {
+            for file in list(directory)? {
+                used += fs::metadata(&file).map_or(0, |metadata| metadata.len());
+            }
+        }
+        Ok(used)
+    }
+
+    /// The most bytes that the vault may take.
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    fn place(&self, digest: &Digest) -> PathBuf {
+        place(&self.chunks, digest)
+    }
+}
+
+impl Verified {
+    /// A bundle that lies on this machine and was given by its owner.
+    pub fn local(path: &Path) -> Result<Self, VaultError> {
+        let bundle = Bundle::open(path)?;
+        bundle.each_chunk(|_, _| Ok::<(), BundleError>(()))?;
+        Ok(Self {
+            digest: bundle.digest(),
+            manifest: bundle.manifest().clone(),
+            description: bundle.description().clone(),
+            source: Source::Local(bundle),
+        })
+    }
+
+    /// The bundle's digest.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What `model.toml` says.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// The ONNX file.
+    pub fn onnx(&self) -> Result<Vec<u8>, VaultError> {
+        self.read_bounded(&self.description.onnx()?, limits::MAX_BUNDLE_BYTES)
+    }
+
+    /// The golden samples, where there are any.
+    pub fn golden(&self) -> Result<Option<Vec<u8>>, VaultError> {
+        let path = self.description.golden()?;
+        path.map(|path| self.read_bounded(&path, limits::MAX_GOLDEN_BYTES)).transpose()
+    }
+
+    /// The names of the classes, in order; empty where there are none.
+    pub fn labels(&self) -> Result<Vec<String>, VaultError> {
+        let Some(path) = self.description.labels()? else { return Ok(Vec::new()) };
+        let bytes = self.read_bounded(&path, limits::MAX_DESCRIPTION_BYTES)?;
+        Ok(String::from_utf8_lossy(&bytes).lines().map(|line| line.trim().to_owned()).collect())
+    }
+
+    fn read_bounded(&self, path: &BundlePath, limit: u64) -> Result<Vec<u8>, VaultError> {
+        let given = self.manifest.file(path).map_or(0, |entry| entry.size);
+        if given > limit {
+            return Err(BundleError::Limit { what: path.to_string(), given, limit }.into());
+        }
+        match &self.source {
+            Source::Local(bundle) => Ok(bundle.read(path)?),
+            Source::Vault { chunks } => self.manifest.assemble(path, |chunk| {
+                let path = place(chunks, &chunk.digest);
+                fs::read(&path).map_err(io_error("reading", &path))
+            }),
+        }
+    }
+}
+
+/// Two levels, so that no directory holds more than a few thousand files.
+fn place(chunks: &Path, digest: &Digest) -> PathBuf {
+    let name = digest.to_string();
+    chunks.join(name.get(..2).unwrap_or_default()).join(name)
+}
+
+fn list(directory: &Path) -> Result<Vec<PathBuf>, VaultError> {
+    let entries = fs::read_dir(directory).map_err(io_error("listing", directory))?;
+    entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()
+        .map_err(io_error("listing", directory))
+}
+
+fn remove_others(directory: &Path, kept: &HashSet<String>) -> Result<(), VaultError> {
+    for file in list(directory)? {
+        let name = file.file_name().and_then(|name| name.to_str());
+        if !name.is_some_and(|name| kept.contains(name)) {
+            fs::remove_file(&file).map_err(io_error("removing", &file))?;
+        }
+    }
+    Ok(())
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> VaultError + use<> {
+    let path = path.to_owned();
+    move |source| VaultError::Io { doing, path: path.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fixture {
+        _directory: tempfile::TempDir,
+        vault: Vault,
+        bundle: Bundle,
+        root: PathBuf,
+    }
+
+    fn fixture(budget: u64) -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("bundle");
+        fs::create_dir(&source).unwrap();
+        let mut weights = vec![0; 200_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut weights);
+        fs::write(source.join("model.onnx"), weights).unwrap();
+        fs::write(source.join("model.toml"), "").unwrap();
+        let root = directory.path().join("vault");
+        let vault = Vault::open(&root, budget).unwrap();
+        Fixture { bundle: Bundle::open(&source).unwrap(), vault, root, _directory: directory }
+    }
+
+    fn fill(fixture: &Fixture) {
+        fixture.vault.put_manifest(&fixture.bundle.digest(), fixture.bundle.encoded_manifest()).unwrap();
+        fixture.bundle.each_chunk(|chunk, bytes| fixture.vault.put_chunk(&chunk, bytes)).unwrap();
+    }
+
+    #[test]
+    fn a_bundle_is_verified_once_it_is_whole() {
+        let fixture = fixture(1 << 20);
+        let digest = fixture.bundle.digest();
+        assert!(matches!(fixture.vault.verify(&digest), Err(VaultError::Incomplete(..))));
+        fill(&fixture);
+        let verified = fixture.vault.verify(&digest).unwrap();
+        assert_eq!(verified.onnx().unwrap().len(), 200_000);
+    }
+
+    #[test]
+    fn a_damaged_chunk_is_found_removed_and_asked_for_again() {
+        let fixture = fixture(1 << 20);
+        fill(&fixture);
+        let victim = fixture.bundle.manifest().distinct_chunks()[1];
+        let path = fixture.vault.place(&victim.digest);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[7] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert!(fixture.vault.missing(fixture.bundle.manifest()).is_empty(), "its size is right");
+        let digest = fixture.bundle.digest();
+        assert!(matches!(fixture.vault.verify(&digest), Err(VaultError::Incomplete(1, _))));
+        assert_eq!(fixture.vault.missing(fixture.bundle.manifest()), [victim]);
+    }
+
+    #[test]
+    fn foreign_bytes_are_never_stored() {
+        let fixture = fixture(1 << 20);
+        let digest = fixture.bundle.digest();
+        assert!(matches!(fixture.vault.put_manifest(&digest, b"x"), Err(VaultError::Foreign(_))));
+        let chunk = fixture.bundle.manifest().distinct_chunks()[0];
+        let wrong = vec![0; chunk.size as usize];
+        assert!(matches!(fixture.vault.put_chunk(&chunk, &wrong), Err(VaultError::Foreign(_))));
+        assert_eq!(fixture.vault.used().unwrap(), 0);
+    }
+
+    #[test]
+    fn collecting_keeps_what_is_in_use_and_nothing_else() {
+        let fixture = fixture(1 << 20);
+        fill(&fixture);
+        fs::write(fixture.root.join("manifests/garbage"), "x").unwrap();
+        let digest = fixture.bundle.digest();
+        fixture.vault.collect(&[digest]).unwrap();
+        assert!(fixture.vault.verify(&digest).is_ok());
+        assert!(!fixture.root.join("manifests/garbage").exists());
+        fixture.vault.collect(&[]).unwrap();
+        assert_eq!(fixture.vault.used().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_bundle_beyond_the_budget_is_refused_before_its_bytes_come() {
+        let fixture = fixture(100_000);
+        let digest = fixture.bundle.digest();
+        fixture.vault.put_manifest(&digest, fixture.bundle.encoded_manifest()).unwrap();
+        let refused = fixture.vault.make_room(&digest, &[]);
+        assert!(matches!(refused, Err(VaultError::Budget { .. })), "{refused:?}");
+    }
+}

@@ -325,3 +325,6 @@ fn escaped(path: &Path) -> String {
     let text = path.to_string_lossy();
     text.replace('%', "%25").replace('?', "%3F").replace('#', "%23").replace(' ', "%20")
 }
+
+#[cfg(test)]
+mod tests;

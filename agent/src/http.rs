@@ -106,7 +106,11 @@ pub struct Readiness {
 impl Readiness {
     /// Alive, and not ready yet.
     pub fn starting() -> Self {
-        Self { live: true, ready: false, why: "starting: the models that should serve are not all up".to_owned() }
+        Self {
+            live: true,
+            ready: false,
+            why: "starting: the models that should serve are not all up".to_owned(),
+        }
     }
 
     /// Alive and ready.
@@ -286,3 +290,6 @@ fn answer_for(uri: &Uri, failure: &Failure) -> Response {
 fn json(body: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
+
+#[cfg(test)]
+mod tests;

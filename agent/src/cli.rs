@@ -5,7 +5,7 @@ mod score;
 mod show;
 mod table;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,6 +14,9 @@ use engine::{LoadOptions, Provider};
 
 use crate::config::{self, Flag, STANDARD_FILE, Sources};
 use crate::error::{EXIT_CODES, Error};
+
+/// Largest file of inputs: a full-HD image of three channels as JSON takes half of it.
+const MAX_INPUT_BYTES: u64 = 64 << 20;
 
 /// Runs machine-learning models where the data is born: pulls, proves, scores, captures, uploads.
 #[derive(Debug, Parser)]
@@ -43,8 +46,8 @@ enum Command {
 /// all sources are reported together.
 #[derive(Debug, Args)]
 struct Configuration {
-    /// Configuration file [default: /etc/edgewise/agent.toml where it exists]
-    #[arg(long, value_name = "FILE", env = "EDGEWISE_CONFIG")]
+    /// Configuration file [default: EDGEWISE_CONFIG, else /etc/edgewise/agent.toml where it exists]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The name under which the cloud knows this device [default: the host name]
     #[arg(long, value_name = "ID")]
@@ -75,8 +78,8 @@ struct Configuration {
 /// What `check` and `score` are told of the engine. They read no configuration, so that they work on any desk.
 #[derive(Debug, Args)]
 struct EngineArguments {
-    /// The ONNX Runtime library [default: it is looked for]
-    #[arg(long, value_name = "PATH", env = "EDGEWISE_ENGINE_ONNXRUNTIME")]
+    /// The ONNX Runtime library [default: EDGEWISE_ENGINE_ONNXRUNTIME, else it is looked for]
+    #[arg(long, value_name = "PATH")]
     onnxruntime: Option<PathBuf>,
     /// Threads within one score; 0 is one for each core
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            // Where standard error is closed there is nobody to tell.
             let _ = writeln!(std::io::stderr(), "edgewise-agent: {error}");
             ExitCode::from(error.exit_code())
         }
@@ -123,7 +127,7 @@ impl Configuration {
         };
         let standard = || Some(PathBuf::from(STANDARD_FILE)).filter(|path| path.exists());
         Sources {
-            file: self.config.clone().or_else(standard),
+            file: self.config.clone().or_else(|| variable("EDGEWISE_CONFIG")).or_else(standard),
             environment: std::env::vars_os().collect(),
             flags: flags.into_iter().filter_map(given).collect(),
             local: self.local.clone(),
@@ -134,8 +138,14 @@ impl Configuration {
 
 impl EngineArguments {
     fn load_options(&self, provider: Provider) -> LoadOptions {
-        LoadOptions { provider, threads: self.threads, onnxruntime: self.onnxruntime.clone() }
+        let onnxruntime = self.onnxruntime.clone().or_else(|| variable("EDGEWISE_ENGINE_ONNXRUNTIME"));
+        LoadOptions { provider, threads: self.threads, onnxruntime }
     }
+}
+
+/// A path in the environment; an empty variable counts as none, as in the configuration.
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// Writes a result to standard output. Whoever reads it may stop early, as `head` does.
@@ -159,7 +169,6 @@ fn read_onnx(bundle: &cloud_sync::bundle::Bundle) -> Result<Vec<u8>, Error> {
 }
 
 fn read_input(path: &Path) -> Result<Vec<u8>, Error> {
-    use std::io::Read;
     let wrong = |why: String| Error::Input { path: path.to_owned(), why };
     let read = |source: &mut dyn Read| {
         let mut bytes = Vec::new();
@@ -175,9 +184,6 @@ fn read_input(path: &Path) -> Result<Vec<u8>, Error> {
     }
     Ok(bytes)
 }
-
-/// Largest file of inputs: a full-HD image of three channels as JSON takes half of it.
-const MAX_INPUT_BYTES: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -76,7 +77,9 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
     // A lone word that is no level would be taken for the name of a part, and log nothing else.
     let lone_word = |part: &str| {
         let word = part.trim();
-        word.parse::<tracing_subscriber::filter::LevelFilter>().is_err() && !word.contains(['=', '['])
+        // To the library, no word at all is a level too.
+        let level = !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+        !level && !word.contains(['=', '['])
     };
     if let Some(word) = level.split(',').find(|part| lone_word(part)) {
         return Err(wrong(format!("unknown level {word:?}")));

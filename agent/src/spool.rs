@@ -18,16 +18,21 @@
 //!
 //! All calls block on the disk; the caller keeps them off its I/O threads.
 
+mod damage;
 mod directory;
+mod error;
 mod ledger;
 mod segment;
+mod write;
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use self::damage::Loss;
+pub use self::error::SpoolError;
+use self::error::{disk, is_full};
 pub use self::ledger::{DropReason, Ledger};
 use self::ledger::{LedgerFile, Record};
 use self::segment::{Segment, SegmentError};
@@ -39,17 +44,13 @@ pub const DEFAULT_BYTES: u64 = 64 * 1024 * 1024;
 /// The largest row in bytes: with its envelope it must fit one MQTT message of 128 KiB (AWS IoT's limit).
 pub const MAX_ROW_BYTES: usize = segment::MAX_ROW_BYTES;
 
-/// A segment's log takes at most this, so that reading one into order at start takes under a second on an SD card.
-const MAX_SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// A segment's log takes at most this: sled keeps in memory what it has read of an open one, and an SD card takes
+/// a fraction of a second to read one through.
+const MAX_SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 const MIN_SEGMENT_BYTES: u64 = 1024 * 1024;
-/// Segments that fit in the bound: more waste less when one is evicted, fewer make bigger, cheaper files.
-const SEGMENTS: u64 = 10;
-/// What lock, ledger and directories take.
-const FIXED_BYTES: u64 = ledger::FILE_BYTES * 2 + 32 * 1024;
-/// Evicted ranges remembered for a late receipt; one per segment, so this covers several times what is held.
-const MAX_EVICTED_RANGES: usize = 64;
-/// Losses kept for a caller that does not take them; the ledger counts all.
-const MAX_LOSSES: usize = 64;
+/// Segments that fit in the bound, where they get neither too small nor too large: with more, less is evicted at
+/// once; with fewer, less is spent on making them.
+const SEGMENTS: u64 = 16;
 
 /// How a [`Spool`] is to be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,97 +62,6 @@ pub struct SpoolOptions {
 impl Default for SpoolOptions {
     fn default() -> Self {
         SpoolOptions { max_bytes: DEFAULT_BYTES }
-    }
-}
-
-/// Something in the spool that was found damaged; its rows are counted as lost.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loss {
-    /// The file or directory, by its name in the spool or its quarantine.
-    pub name: String,
-    /// Rows that were known to be in it and are gone.
-    pub rows: u64,
-    /// What was wrong.
-    pub why: String,
-}
-
-/// Why the spool could not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum SpoolError {
-    /// The configured bound is too small to work with.
-    #[error("a spool of {given} bytes is too small, it needs {MIN_BYTES}")]
-    BoundTooSmall {
-        /// The configured bound in bytes.
-        given: u64,
-    },
-    /// Another process works on the same directory.
-    #[error("spool {} is in use by another process", path.display())]
-    InUse {
-        /// The spool's directory.
-        path: PathBuf,
-    },
-    /// One of the rows is too large; none was stored.
-    #[error("row {index} has {bytes} bytes, the most is {MAX_ROW_BYTES}")]
-    RowTooLarge {
-        /// Its place in the appended rows.
-        index: usize,
-        /// Its size.
-        bytes: usize,
-    },
-    /// A receipt names a row that was never appended.
-    #[error("receipt through row {through}, but the last one is {last}")]
-    ReceiptAhead {
-        /// The receipt's row.
-        through: u64,
-        /// The last row that has a number.
-        last: u64,
-    },
-    /// Rows could not be stored. Those that were not are counted as dropped; the spool stays usable.
-    #[error("{dropped} rows were not stored: {source}")]
-    NotStored {
-        /// The numbers of those rows, the first of the append, that were stored nevertheless.
-        stored: Range<u64>,
-        /// How many were not.
-        dropped: u64,
-        /// What they are counted as.
-        reason: DropReason,
-        /// What went wrong.
-        source: Box<SpoolError>,
-    },
-    /// The disk or the file system refused.
-    #[error("{doing} {}: {source}", path.display())]
-    Disk {
-        /// What was being done, as a participle.
-        doing: &'static str,
-        /// To which file or directory.
-        path: PathBuf,
-        /// The reason given.
-        source: io::Error,
-    },
-    /// A segment broke while it was written.
-    #[error("segment {} is damaged: {why}", path.display())]
-    Damaged {
-        /// The segment's directory.
-        path: PathBuf,
-        /// What was wrong.
-        why: String,
-    },
-}
-
-impl SpoolError {
-    /// Whether the same call may work later, without a change by the caller.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::BoundTooSmall { .. } | Self::RowTooLarge { .. } | Self::ReceiptAhead { .. } => false,
-            Self::InUse { .. } | Self::NotStored { .. } | Self::Disk { .. } | Self::Damaged { .. } => true,
-        }
-    }
-
-    fn segment(doing: &'static str, path: &Path, error: SegmentError) -> SpoolError {
-        match error {
-            SegmentError::Machine(source) => Self::Disk { doing, path: path.to_owned(), source },
-            SegmentError::Damaged(why) => Self::Damaged { path: path.to_owned(), why },
-        }
     }
 }
 
@@ -211,6 +121,9 @@ impl Spool {
         }
         let segment_bytes = (max_bytes / SEGMENTS).clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
         fs::create_dir_all(directory).map_err(disk("creating", directory))?;
+        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            directory::sync(parent).map_err(disk("syncing", parent))?;
+        }
         let lock = lock(directory)?;
         let path = directory.join(directory::LEDGER);
         let found = LedgerFile::open(&path).map_err(disk("reading", &path))?;
@@ -267,6 +180,9 @@ impl Spool {
             return Err(SpoolError::RowTooLarge { index, bytes: row.len() });
         }
         let start = self.record.next;
+        if rows.is_empty() {
+            return Ok(start..start);
+        }
         let Err(error) = self.store(rows) else { return Ok(start..self.record.next) };
 
         // What the segment may hold beyond its last durable row is not to be trusted: it ends there.
@@ -309,11 +225,8 @@ impl Spool {
                     continue;
                 }
                 Err(error) => {
-                    return Err(SpoolError::segment(
-                        "reading",
-                        &self.directory.join(span_name(&self.spans, first)),
-                        error,
-                    ));
+                    let path = self.directory.join(self.name_of(first));
+                    return Err(SpoolError::segment("reading", &path, error));
                 }
             };
             for (number, row) in group.into_iter().take_while(|(number, _)| *number < end) {
@@ -332,8 +245,8 @@ impl Spool {
     /// Takes the cloud's word that all rows through `durable_through` are safe there, and returns how many of
     /// them were not counted as uploaded before. The same receipt twice changes nothing.
     ///
-    /// A row that was evicted while it was in flight is counted as uploaded, no longer as dropped, when its
-    /// receipt comes, unless the process restarted in between.
+    /// A row that was given out and then evicted is counted as uploaded, no longer as dropped, when a receipt comes
+    /// for it, unless the process restarted in between. Whether it really had been sent, the spool can't know.
     ///
     /// # Errors
     /// [`SpoolError::ReceiptAhead`], or the disk refuses to be written; then nothing has changed.
@@ -395,205 +308,6 @@ impl Spool {
         self.commit(self.record.clone())
     }
 
-    /// Finds the segments and makes the record agree with what is really there.
-    fn recover(&mut self, had_ledger: bool) -> Result<(), SpoolError> {
-        let entries = directory::segments(&self.directory).map_err(disk("listing", &self.directory))?;
-        let mut unreadable = Vec::new();
-        let mut never_before = self.record.next;
-        for entry in entries {
-            let path = self.directory.join(&entry.name);
-            let (first, end) = match entry.numbers {
-                None => {
-                    unreadable.push((entry.name, "not a segment".to_owned()));
-                    continue;
-                }
-                Some((first, Some(end))) => (first, end),
-                Some((first, None)) => match Segment::load(&path, first) {
-                    Ok(segment) if segment.end() > first => (first, segment.end()),
-                    Ok(_) if self.record.next <= first => {
-                        // Made and, by all that is known, never written. If the ledger is older than that (a
-                        // power cut), there were rows, and their numbers must not come again.
-                        never_before = never_before.max(first + segment::MAX_ROWS);
-                        (first, first)
-                    }
-                    Ok(_) => {
-                        never_before = never_before.max(first + segment::MAX_ROWS);
-                        unreadable.push((entry.name, "no row in it is left".to_owned()));
-                        continue;
-                    }
-                    Err(SegmentError::Damaged(why)) => {
-                        never_before = never_before.max(first + segment::MAX_ROWS);
-                        unreadable.push((entry.name, why));
-                        continue;
-                    }
-                    Err(SegmentError::Machine(_)) if self.record.next > first => {
-                        // sled can't open a database on a full disk. The agent has to start there all the same,
-                        // so the ledger is believed until the segment is read.
-                        never_before = never_before.max(first + segment::MAX_ROWS);
-                        let charge = segment::full_charge(self.segment_bytes);
-                        self.spans.push_back(Span { first, end: self.record.next, closed: false, charge });
-                        continue;
-                    }
-                    Err(error) => return Err(SpoolError::segment("opening", &path, error)),
-                },
-            };
-            if end <= first || end <= self.record.head {
-                directory::remove(&path).map_err(disk("deleting", &path))?;
-                continue;
-            }
-            let span = Span {
-                first,
-                end,
-                closed: true,
-                charge: segment::charge(&path).map_err(disk("measuring", &path))?,
-            };
-            let closed = self.directory.join(span.name());
-            if closed != path {
-                fs::rename(&path, &closed).map_err(disk("renaming", &path))?;
-            }
-            self.record.next = self.record.next.max(end);
-            self.spans.push_back(span);
-        }
-        directory::sync(&self.directory).map_err(disk("syncing", &self.directory))?;
-
-        if !had_ledger {
-            // Nothing says what became of the rows before, so only those that are here count, in a stream of their
-            // own. Rows whose receipts were forgotten go up again.
-            self.record.skipped = (self.record.next - 1).saturating_sub(self.held());
-        }
-        for (name, why) in unreadable {
-            let lost = self.count_lost();
-            self.set_aside(&name)?;
-            self.report(name, lost, why);
-        }
-        let limit = self.quarantine_limit();
-        self.quarantine_bytes =
-            directory::trim_quarantine(&self.directory, limit).map_err(disk("trimming", &self.directory))?;
-        let lost = self.count_lost();
-        if lost > 0 {
-            self.report("segments".to_owned(), lost, "rows that were stored are not there".to_owned());
-        }
-        self.record.skipped += never_before.saturating_sub(self.record.next);
-        self.record.next = self.record.next.max(never_before);
-        Ok(())
-    }
-
-    fn store(&mut self, mut rows: &[Vec<u8>]) -> Result<(), SpoolError> {
-        while !rows.is_empty() {
-            let (count, bytes) = segment::first_group(rows);
-            let (group, rest) = rows.split_at(count);
-            self.make_writable(bytes)?;
-            if let Some(active) = &mut self.active {
-                active
-                    .append(group)
-                    .map_err(|error| SpoolError::segment("writing", &self.directory, error))?;
-            }
-            rows = rest;
-        }
-        self.acknowledge()
-    }
-
-    /// Makes durable, and countable, what was appended to the active segment.
-    fn acknowledge(&mut self) -> Result<(), SpoolError> {
-        let (Some(active), Some(span)) = (&self.active, self.spans.back_mut()) else { return Ok(()) };
-        active.sync().map_err(|error| SpoolError::segment("syncing", &self.directory, error))?;
-        span.end = active.end();
-        self.record.next = active.end();
-        self.note();
-        Ok(())
-    }
-
-    /// Sees to an active segment with room for `bytes` more.
-    fn make_writable(&mut self, bytes: usize) -> Result<(), SpoolError> {
-        if let Some(active) = &self.active {
-            let room = active.has_room(bytes, self.segment_bytes);
-            if room.map_err(|error| SpoolError::segment("measuring", &self.directory, error))? {
-                return Ok(());
-            }
-            self.acknowledge()?;
-            self.close_active()?;
-        }
-        let charge = segment::full_charge(self.segment_bytes);
-        self.make_room(charge)?;
-        let span = Span { first: self.record.next, end: self.record.next, closed: false, charge };
-        let path = self.directory.join(span.name());
-        directory::remove(&path).map_err(disk("deleting", &path))?;
-        let created = Segment::create(&path, span.first)
-            .map_err(|error| SpoolError::segment("creating", &path, error))
-            .and_then(|segment| {
-                directory::sync(&self.directory).map_err(disk("syncing", &self.directory))?;
-                Ok(segment)
-            });
-        match created {
-            Ok(segment) => {
-                self.active = Some(segment);
-                self.spans.push_back(span);
-                Ok(())
-            }
-            Err(error) => {
-                // Half a segment on a full disk helps nobody; if this fails too, the next attempt removes it.
-                let _ = directory::remove(&path);
-                Err(error)
-            }
-        }
-    }
-
-    /// Closes the active segment at its last durable row.
-    fn close_active(&mut self) -> Result<(), SpoolError> {
-        if self.active.take().is_none() {
-            return Ok(());
-        }
-        let Some(span) = self.spans.back_mut() else { return Ok(()) };
-        let path = self.directory.join(span.name());
-        if span.end == span.first {
-            self.spans.pop_back();
-            return directory::remove(&path).map_err(disk("deleting", &path));
-        }
-        span.charge = segment::charge(&path).map_err(disk("measuring", &path))?;
-        let name = directory::segment_name(span.first, Some(span.end));
-        fs::rename(&path, self.directory.join(name)).map_err(disk("renaming", &path))?;
-        span.closed = true;
-        directory::sync(&self.directory).map_err(disk("syncing", &self.directory))?;
-        self.remove_drained()
-    }
-
-    /// Evicts the oldest segments until `bytes` more fit.
-    fn make_room(&mut self, bytes: u64) -> Result<(), SpoolError> {
-        while self.charged() + bytes > self.max_bytes {
-            let Some(span) = self.spans.front() else { break };
-            let (start, end) = (span.first.max(self.record.head), span.end);
-            let rows = span.rows_in(start..end);
-            let mut record = Record { head: self.record.head.max(end), ..self.record.clone() };
-            record.drop_rows(DropReason::SpoolFull, rows);
-            self.commit(record)?;
-            let in_flight = start..end.min(self.offered + 1);
-            if !in_flight.is_empty() {
-                if self.evicted.len() == MAX_EVICTED_RANGES {
-                    self.evicted.pop_front();
-                }
-                self.evicted.push_back(in_flight);
-            }
-            self.remove_drained()?;
-        }
-        Ok(())
-    }
-
-    /// Deletes the closed segments that have no row left.
-    fn remove_drained(&mut self) -> Result<(), SpoolError> {
-        while let Some(span) = self.spans.front()
-            && span.end <= self.record.head
-            && !(self.active.is_some() && self.spans.len() == 1)
-        {
-            if self.reader.as_ref().is_some_and(|(first, _)| *first == span.first) {
-                self.reader = None;
-            }
-            let path = self.directory.join(span.name());
-            directory::remove(&path).map_err(disk("deleting", &path))?;
-            self.spans.pop_front();
-        }
-        Ok(())
-    }
-
     /// The rows from number `from` on that lie together in the segment that starts at `first`.
     fn read(&mut self, first: u64, from: u64) -> Result<Vec<(u64, Vec<u8>)>, SegmentError> {
         if let (Some(active), Some(last)) = (&self.active, self.spans.back())
@@ -601,82 +315,26 @@ impl Spool {
         {
             return active.group(from);
         }
-        if self.reader.as_ref().is_none_or(|(open, _)| *open != first) {
-            self.reader = None;
-            let segment = Segment::load(&self.directory.join(span_name(&self.spans, first)), first)?;
-            self.shorten(first, segment.end())?;
-            self.reader = Some((first, segment));
-        }
-        self.reader.as_ref().map_or(Ok(Vec::new()), |(_, segment)| segment.group(from))
-    }
-
-    /// Takes note that the segment at `first` can be read only up to `end`.
-    fn shorten(&mut self, first: u64, end: u64) -> Result<(), SegmentError> {
-        let Some(span) = self.spans.iter_mut().find(|span| span.first == first && span.end > end) else {
-            return Ok(());
+        let segment = match self.reader.take() {
+            Some((open, segment)) if open == first => segment,
+            other => {
+                drop(other);
+                let segment = Segment::load(&self.directory.join(self.name_of(first)), first)?;
+                self.shorten(first, segment.end())?;
+                segment
+            }
         };
-        if end <= self.record.head.max(first) {
-            return Err(SegmentError::Damaged("no held row in it can be read".to_owned()));
-        }
-        // The name first: should the process die before the ledger is written, opening finds the rows missing.
-        let path = self.directory.join(span.name());
-        fs::rename(&path, self.directory.join(directory::segment_name(first, Some(end))))?;
-        directory::sync(&self.directory)?;
-        span.end = end;
-        let name = span.name();
-        let lost = self.count_lost();
-        self.report(name, lost, "its last rows can't be read".to_owned());
-        self.ledger.commit(&self.record)?;
-        Ok(())
+        let group = segment.group(from);
+        self.reader = Some((first, segment));
+        group
     }
 
-    /// Gives up the segment that starts at `first`.
-    fn quarantine(&mut self, first: u64, why: String) -> Result<(), SpoolError> {
-        let name = span_name(&self.spans, first);
-        self.reader = None;
-        if self.spans.back().is_some_and(|span| span.first == first) {
-            self.active = None;
-        }
-        self.set_aside(&name)?;
-        self.spans.retain(|span| span.first != first);
-        let lost = self.count_lost();
-        self.report(name, lost, why);
-        self.commit(self.record.clone())
-    }
-
-    fn set_aside(&mut self, name: &str) -> Result<(), SpoolError> {
-        let limit = self.quarantine_limit();
-        self.quarantine_bytes = directory::quarantine(&self.directory, name, limit)
-            .map_err(disk("setting aside", &self.directory.join(name)))?;
-        Ok(())
-    }
-
-    /// Counts as lost the rows that should be held and are in no segment; returns how many.
-    fn count_lost(&mut self) -> u64 {
-        let missing = self.record.numbered().saturating_sub(self.record.gone() + self.held());
-        self.record.lost += missing;
-        missing
-    }
-
-    fn report(&mut self, name: String, rows: u64, why: String) {
-        tracing::warn!(%name, rows, %why, "the spool found damage");
-        if self.losses.len() < MAX_LOSSES {
-            self.losses.push(Loss { name, rows, why });
-        }
+    fn name_of(&self, first: u64) -> String {
+        self.spans.iter().find(|span| span.first == first).map(Span::name).unwrap_or_default()
     }
 
     fn held(&self) -> u64 {
         self.spans.iter().map(|span| span.rows_in(self.record.head..u64::MAX)).sum()
-    }
-
-    /// The most bytes that the directory may come to take as things stand.
-    fn charged(&self) -> u64 {
-        self.spans.iter().map(|span| span.charge).sum::<u64>() + self.quarantine_bytes + FIXED_BYTES
-    }
-
-    /// One full segment may be kept for whoever wants to know why it broke.
-    fn quarantine_limit(&self) -> u64 {
-        segment::full_charge(self.segment_bytes) + 64 * 1024
     }
 
     /// Makes `record` durable, then the truth.
@@ -709,22 +367,9 @@ fn lock(directory: &Path) -> Result<File, SpoolError> {
     }
 }
 
-fn span_name(spans: &VecDeque<Span>, first: u64) -> String {
-    spans.iter().find(|span| span.first == first).map(Span::name).unwrap_or_default()
-}
-
 /// How many numbers of `range` are at most `through`.
 fn overlap(range: &Range<u64>, through: u64) -> u64 {
     range.end.min(through + 1).saturating_sub(range.start)
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-fn disk(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> SpoolError {
-    let path = path.to_owned();
-    move |source| SpoolError::Disk { doing, path: path.clone(), source }
 }
 
 #[cfg(test)]

@@ -19,7 +19,9 @@ pub(crate) fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     HOOK.call_once(|| {
         let previous = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
-            if !CONTAINED.get() {
+            if CONTAINED.get() {
+                tracing::debug!("contained: {panic}");
+            } else {
                 previous(panic);
             }
         }));

@@ -122,8 +122,9 @@ pub struct Loaded {
     /// What the caller should know about how it came to this: why `auto` did not take ONNX Runtime, or that a part of
     /// the model runs on another provider.
     pub why: Option<String>,
-    /// Growth of the process's resident memory over the load, in bytes. Another load at the same time counts in; memory
-    /// that the process held free before does not. 0 where the system does not tell.
+    /// Growth of the process's resident memory over the load, in bytes. The first load on ONNX Runtime counts its
+    /// library in, and another load at the same time counts too; memory that the process held free before does not.
+    /// 0 where the system does not tell.
     pub memory_bytes: u64,
 }
 
@@ -228,18 +229,13 @@ impl LoadError {
 /// Loads a model from the bytes of its ONNX file. The caller bounds their number.
 ///
 /// # Errors
-/// See [`LoadError`]. Nothing in `onnx` makes this panic; a library of ONNX Runtime that is itself broken can end the
-/// process while it is being loaded, which no process can catch.
+/// See [`LoadError`]. Nothing in `onnx` makes this panic, but two things can end the process, which it can't catch: a
+/// graph that computes a tensor larger than memory, and a library of ONNX Runtime that crashes while it is loaded.
 pub fn load(onnx: &[u8], options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let file = OnnxFile::read(onnx)?;
     let before = resident_bytes();
-    let mut loaded = match options.provider {
-        Provider::Tract => load_tract(file)?,
-        Provider::Auto => load_auto(file, onnx, options)?,
-        provider => onnxruntime::load(&file, onnx, provider, options)?,
-    };
-    loaded.memory_bytes = resident_bytes().saturating_sub(before);
-    Ok(loaded)
+    let loaded = load_file(OnnxFile::read(onnx)?, onnx, options)?;
+    give_back_free_memory();
+    Ok(Loaded { memory_bytes: resident_bytes().saturating_sub(before), ..loaded })
 }
 
 /// One engine or provider: what version there is here, or why there is none.
@@ -260,6 +256,15 @@ pub fn available(options: &LoadOptions) -> Vec<Availability> {
         _ => onnxruntime::version(provider, options.onnxruntime.as_deref()),
     };
     named.map(|provider| Availability { provider, version: version(provider) }).collect()
+}
+
+/// Takes the file, so that what was read of it is gone before memory is measured.
+fn load_file(file: OnnxFile, onnx: &[u8], options: &LoadOptions) -> Result<Loaded, LoadError> {
+    match options.provider {
+        Provider::Tract => load_tract(file),
+        Provider::Auto => load_auto(file, onnx, options),
+        provider => onnxruntime::load(&file, onnx, provider, options),
+    }
 }
 
 fn load_tract(file: OnnxFile) -> Result<Loaded, LoadError> {
@@ -297,6 +302,15 @@ fn resident_bytes() -> u64 {
     // SAFETY: sysconf reads no memory of ours.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     pages.unwrap_or(0).saturating_mul(u64::try_from(page).unwrap_or(0))
+}
+
+/// Reading a file leaves as much free memory as the file is large, which the allocator would keep.
+fn give_back_free_memory() {
+    // SAFETY: malloc_trim only returns free memory to the system.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 /// An engine's words on one line, and not more of them than a log line or a reported state bears: tract prints whole

@@ -1,6 +1,13 @@
 //! Finding ONNX Runtime's library. One process has one library, so this is one test, in the order of a bad day: every
 //! library that can't be used first, then one that can.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by panicking"
+)]
+
 use std::path::Path;
 
 use engine::{Engine, LoadError, LoadOptions, Provider, available, load};

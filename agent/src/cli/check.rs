@@ -171,3 +171,50 @@ fn zeros(signature: &Signature) -> Result<Tensors, String> {
     };
     signature.inputs.iter().map(zeros).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn sample() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../modules/samples/power-demand/2")
+    }
+
+    fn on_tract(bundle: PathBuf) -> Result<(), Error> {
+        let engine = EngineArguments { onnxruntime: None, threads: 0 };
+        check(&Arguments { bundle, provider: Some(Provider::Tract), engine, json: true })
+    }
+
+    #[test]
+    fn a_bundle_passes_and_one_with_other_expectations_does_not() {
+        on_tract(sample()).unwrap();
+
+        let wrong = tempfile::tempdir().unwrap();
+        for file in ["model.toml", "model.onnx", "labels.txt"] {
+            std::fs::copy(sample().join(file), wrong.path().join(file)).unwrap();
+        }
+        let golden = std::fs::read(sample().join("golden.json")).unwrap();
+        let mut golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
+        golden["samples"][5]["outputs"][0]["data"][0] = 0.5.into();
+        std::fs::write(wrong.path().join("golden.json"), golden.to_string()).unwrap();
+        let error = on_tract(wrong.path().to_owned()).unwrap_err();
+        assert!(matches!(error, Error::Check(_)), "{error}");
+        assert_eq!(error.exit_code(), 65);
+    }
+
+    #[test]
+    fn inputs_are_made_up_within_bounds() {
+        let spec = |shape: &[Option<usize>]| engine::TensorSpec {
+            name: "x".to_owned(),
+            data_type: engine::DataType::I64,
+            shape: shape.to_vec(),
+        };
+        let of = |spec| zeros(&Signature { inputs: vec![spec], outputs: Vec::new() });
+        let tensors = of(spec(&[None, Some(3)])).unwrap();
+        assert_eq!(tensors.get("x").unwrap().as_slice::<i64>(), Some([0i64; 3].as_slice()));
+        assert!(of(spec(&[Some(usize::MAX), Some(2)])).is_err());
+        assert!(of(spec(&[Some(MAX_ZEROS + 1)])).is_err());
+    }
+}

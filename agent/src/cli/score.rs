@@ -8,7 +8,7 @@ use engine::json::{JsonTensor, read_all, write_all};
 use engine::{Provider, Tensors};
 use serde::Deserialize;
 
-use super::{EngineArguments, json, print, read_input, read_onnx};
+use super::{EngineArguments, print, read_input, read_onnx};
 use crate::error::Error;
 
 #[derive(Debug, Args)]
@@ -31,7 +31,8 @@ pub(super) fn score(arguments: &Arguments) -> Result<(), Error> {
     let mut loaded = engine::load(&onnx, &arguments.engine.load_options(arguments.provider))?;
     let inputs = inputs(&body).map_err(|why| Error::Input { path: arguments.input.clone(), why })?;
     let outputs = loaded.model.score(&inputs)?;
-    print(&json(&serde_json::json!({ "outputs": write_all(&outputs) }))?)
+    let answer = serde_json::json!({ "outputs": write_all(&outputs) });
+    print(&format!("{answer}\n"))
 }
 
 #[derive(Deserialize)]

@@ -50,8 +50,8 @@ const NUMBER_BYTES: usize = 8;
 
 /// The largest row that a segment takes.
 pub(super) const MAX_ROW_BYTES: usize = 96 * 1024;
-/// No segment holds as many rows, whatever its limit (8 MiB and 4 bytes per row at least): numbers that start
-/// this far after a segment's first were never given to a row of that segment.
+/// No segment holds as many rows (4 MiB at 4 bytes each or more): numbers this far after a segment's first were
+/// never given to one of its rows.
 pub(super) const MAX_ROWS: u64 = 1 << 24;
 
 /// Why a segment could not be made, written or read.
@@ -171,21 +171,19 @@ impl Segment {
         Ok(self.log.sync_data()?)
     }
 
-    /// The rows from number `from` on that share a group with it; empty beyond the end.
+    /// The rows from number `from` on that share a group with it; at least one.
     pub(super) fn group(&self, from: u64) -> Result<Vec<(u64, Vec<u8>)>, SegmentError> {
-        let slot = self.starts.partition_point(|start| *start <= from);
-        let (Some(slot), true) = (slot.checked_sub(1), from < self.end()) else { return Ok(Vec::new()) };
-        let start = self.starts.get(slot).copied().unwrap_or(from);
+        let unreadable = || SegmentError::Damaged(format!("row {from} can't be read"));
+        let slot =
+            self.starts.partition_point(|start| *start <= from).checked_sub(1).ok_or_else(unreadable)?;
+        let start = self.starts.get(slot).copied().ok_or_else(unreadable)?;
         let value = guarded(|| Ok(self.database.get((slot as u16).to_be_bytes())?))?;
-        let rows = value
-            .as_deref()
-            .and_then(|value| decode(value, start))
-            .ok_or_else(|| SegmentError::Damaged(format!("rows from {start} can't be read any more")))?;
-        Ok((start..)
-            .zip(rows)
-            .filter(|(number, _)| *number >= from)
-            .map(|(number, row)| (number, row.to_vec()))
-            .collect())
+        let rows = value.as_deref().and_then(|value| decode(value, start)).ok_or_else(unreadable)?;
+        let group: Vec<_> = (start..).zip(rows).filter(|(number, _)| *number >= from).collect();
+        if group.is_empty() {
+            return Err(unreadable());
+        }
+        Ok(group.into_iter().map(|(number, row)| (number, row.to_vec())).collect())
     }
 }
 

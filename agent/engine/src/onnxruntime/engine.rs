@@ -29,24 +29,24 @@ pub(crate) fn load(
     let library = usable(provider, options.onnxruntime.as_deref())
         .map_err(|why| LoadError::unavailable(provider, why))?;
     let bytes = file.bytes(onnx);
-    let start = |everything| {
+    let start = |provider, everything| {
         contained(|| session(&library, &bytes, provider, options.threads, everything))
             .unwrap_or_else(|panic| Err(Failure::Model(panic)))
     };
     // First as a whole on the provider; if it does not take every operator, with the rest on the CPU, and said so.
-    let (session, why) = if provider == Provider::Cpu {
-        (start(false), None)
-    } else {
-        match start(true) {
-            Err(Failure::Model(why)) if why.contains("fallback to CPU") => (
-                start(false),
-                Some(format!("{provider} does not take every operator: the CPU runs the rest")),
-            ),
-            whole => (whole, None),
-        }
+    let (session, why) = match start(provider, provider != Provider::Cpu) {
+        Err(Failure::Model(why)) if why.contains("fallback to CPU") => (
+            start(provider, false),
+            Some(format!("{provider} does not take every operator: the CPU runs the rest")),
+        ),
+        session => (session, None),
     };
     let session = session.map_err(|failure| match failure {
         Failure::Provider(why) => LoadError::unavailable(provider, why),
+        // A GPU that does not answer shows only here. If the CPU takes the model, the model is not at fault.
+        Failure::Model(why) if provider != Provider::Cpu && start(Provider::Cpu, false).is_ok() => {
+            LoadError::unavailable(provider, why)
+        }
         Failure::Model(why) => refusal(file, &why),
     })?;
     let model = OnnxRuntimeModel { session, signature: file.signature.clone() };

@@ -87,31 +87,6 @@ impl OnnxFile {
         self.nodes().into_iter().map(|node| Operator::of(node, self)).collect()
     }
 
-    /// Why tract 0.23.9 would answer wrongly without saying so; `None` if nothing of that kind is known of this file.
-    pub(super) fn wrong_on_tract(&self) -> Option<String> {
-        self.nodes().into_iter().find_map(|node| match node.op_type.as_str() {
-            "TreeEnsembleClassifier" if class_count(node).is_none_or(|classes| classes <= 2) => Some(
-                "it answers the first label for every row of a TreeEnsembleClassifier of two classes".into(),
-            ),
-            "LinearClassifier" => self.surplus_coefficients(node),
-            _ => None,
-        })
-    }
-
-    /// A file may carry more coefficients than its input has features; ONNX Runtime does not read the rest.
-    fn surplus_coefficients(&self, node: &NodeProto) -> Option<String> {
-        let floats =
-            |name| node.attribute.iter().find(|attribute| attribute.name == name).map(|a| a.floats.len());
-        let (coefficients, rows) = (floats("coefficients")?, floats("intercepts")?);
-        let input = self.signature.inputs.iter().find(|input| node.input.first() == Some(&input.name))?;
-        let features = (*input.shape.last()?)?;
-        (coefficients != rows.checked_mul(features)?).then(|| {
-            format!(
-                "its LinearClassifier has {coefficients} coefficients for {rows} rows of {features} features"
-            )
-        })
-    }
-
     /// Gives every node a name of its own, as tract wants it.
     pub(super) fn name_nodes_apart(&mut self) {
         let mut taken = HashSet::new();
@@ -123,7 +98,8 @@ impl OnnxFile {
         }
     }
 
-    fn nodes(&self) -> Vec<&NodeProto> {
+    /// Every node of the graph and of the graphs inside its nodes.
+    pub(super) fn nodes(&self) -> Vec<&NodeProto> {
         let mut nodes = Vec::new();
         let mut graphs: Vec<&GraphProto> = self.proto.graph.iter().collect();
         while let Some(graph) = graphs.pop() {
@@ -182,7 +158,7 @@ fn replace_zipmaps(graph: &mut GraphProto) -> bool {
 }
 
 /// The number of class labels that a classical node carries; `None` if it carries none.
-fn class_count(node: &NodeProto) -> Option<usize> {
+pub(super) fn class_count(node: &NodeProto) -> Option<usize> {
     let labels = node.attribute.iter().filter(|attribute| attribute.name.starts_with("classlabels_"));
     labels.map(|attribute| attribute.ints.len().max(attribute.strings.len())).max()
 }

@@ -1,5 +1,6 @@
 //! All that speaks to tract: the engine, and the reader of ONNX files, whose protobuf types are tract's.
 
+mod distrust;
 mod engine;
 mod file;
 

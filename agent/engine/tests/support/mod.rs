@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 /// The workspace.
-pub fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// ONNX Runtime's library: `ORT_DYLIB_PATH`, or where `cross/onnxruntime` puts it.
-pub fn library() -> PathBuf {
+pub(crate) fn library() -> PathBuf {
     let named = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
     let fetched = target().join("onnxruntime").join(std::env::consts::ARCH).join("libonnxruntime.so");
     let library = named.unwrap_or(fetched);
@@ -17,7 +17,7 @@ pub fn library() -> PathBuf {
 }
 
 /// Cargo's target directory: the one that this test was built into.
-pub fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     let named = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     named.unwrap_or_else(|| workspace().join("target"))
 }

@@ -150,7 +150,7 @@ impl fmt::Display for Report {
         let heads = ["PROVIDER", "ENGINE", "VERDICT", "MEMORY", "P50", "P90", "P95", "P99", "SCORES/S"];
         let mut rows = vec![heads.map(str::to_owned).to_vec()];
         rows.extend(self.engines.iter().map(Verdict::row));
-        writeln!(f, "{}\n{}", table(&self.facts()).trim_end(), "")?;
+        writeln!(f, "{}", table(&self.facts()))?;
         f.write_str(&table(&rows))?;
         for verdict in &self.engines {
             if let Some(why) = &verdict.why {

@@ -1,0 +1,290 @@
+//! The product's programs as child processes, ended when they go out of scope.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long a program may take to say that it is ready: a cold disk and two busy cores included.
+const READY: Duration = Duration::from_secs(60);
+
+/// How long a program may take to end when it is asked to: its own deadline and a little more.
+const END: Duration = Duration::from_secs(15);
+
+/// What went wrong with a program; the text says which and how.
+pub type Failure = String;
+
+/// A running program of ours.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    lines: Receiver<String>,
+}
+
+/// `edgewise serve`.
+pub struct Cloud {
+    /// The process.
+    pub process: Process,
+    /// The API's URL.
+    pub http: String,
+    /// The broker's URL.
+    pub mqtt: String,
+}
+
+/// `edgewise-agent run`.
+pub struct Agent {
+    /// The process.
+    pub process: Process,
+    /// The scoring API's URL.
+    pub http: String,
+}
+
+/// The path of one of our programs.
+pub fn program(name: &str) -> PathBuf {
+    crate::target().join(name)
+}
+
+impl Process {
+    /// Starts a program of ours; what it logs goes to `log`, appended.
+    pub fn start<A: AsRef<OsStr>>(
+        name: &str,
+        arguments: impl IntoIterator<Item = A>,
+        environment: &[(&str, &str)],
+        log: &Path,
+    ) -> Result<Self, Failure> {
+        Self::start_program(&program(name), name, arguments, environment, log)
+    }
+
+    /// Starts any program.
+    pub fn start_program<A: AsRef<OsStr>>(
+        path: &Path,
+        name: &str,
+        arguments: impl IntoIterator<Item = A>,
+        environment: &[(&str, &str)],
+        log: &Path,
+    ) -> Result<Self, Failure> {
+        let failed = |error: io::Error| format!("starting {}: {error}", path.display());
+        let file = File::options().create(true).append(true).open(log).map_err(failed)?;
+        let mut command = Command::new(path);
+        command.args(arguments).envs(environment.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+        let mut child = command.spawn().map_err(failed)?;
+        let (sender, lines) = channel();
+        if let Some(output) = child.stdout.take() {
+            // Read to the end, so that the program never waits for us.
+            std::thread::spawn(move || {
+                BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
+            });
+        }
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), lines })
+    }
+
+    /// Waits for a line of output that contains `text`.
+    pub fn wait_for_line(&mut self, text: &str) -> Result<String, Failure> {
+        let deadline = Instant::now() + READY;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.contains(text) => return Ok(line),
+                Ok(_) => {}
+                Err(_) => {
+                    let ended = self.child.wait_timeout(Duration::ZERO);
+                    return Err(format!(
+                        "{} did not get ready ({ended:?}); it says:\n{}",
+                        self.name,
+                        self.log_tail()
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Ends the program as a power cut would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks the program to end and waits for it; gives its exit code.
+    pub fn terminate(&mut self) -> Result<i32, Failure> {
+        self.signal(libc::SIGTERM);
+        match self.child.wait_timeout(END) {
+            Some(code) => Ok(code),
+            None => Err(format!("{} did not end within {END:?} of SIGTERM", self.name)),
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        let Ok(id) = i32::try_from(self.child.id()) else { return };
+        // SAFETY: kill takes two numbers; the child has not been waited for, so the id is still its own.
+        unsafe { libc::kill(id, signal) };
+    }
+
+    /// The exit code, once the program has ended by itself.
+    pub fn wait(&mut self, longest: Duration) -> Option<i32> {
+        self.child.wait_timeout(longest)
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The last lines of the log.
+    pub fn log_tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines.iter().skip(lines.len().saturating_sub(25)).copied().collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Waiting for a child with an end to the patience.
+trait WaitTimeout {
+    fn wait_timeout(&mut self, longest: Duration) -> Option<i32>;
+}
+
+impl WaitTimeout for Child {
+    fn wait_timeout(&mut self, longest: Duration) -> Option<i32> {
+        let deadline = Instant::now() + longest;
+        loop {
+            match self.try_wait() {
+                Ok(Some(status)) => return Some(status.code().unwrap_or(-1)),
+                _ if Instant::now() >= deadline => return None,
+                // The system offers no wait with a time-out; this is not a guess at how long something takes.
+                _ => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+}
+
+impl Cloud {
+    /// Starts `edgewise serve` in `data`, on these ports (0 for a free one), with more arguments.
+    pub fn start(data: &Path, http: u16, mqtt: u16, more: &[&str]) -> Result<Self, Failure> {
+        let mut arguments: Vec<String> = vec![
+            "serve".into(),
+            "--data".into(),
+            data.display().to_string(),
+            "--http".into(),
+            format!("127.0.0.1:{http}"),
+        ];
+        if !more.contains(&"--mqtt") {
+            arguments.extend(["--mqtt-listen".into(), format!("127.0.0.1:{mqtt}")]);
+        }
+        arguments.extend(more.iter().map(ToString::to_string));
+        std::fs::create_dir_all(data).map_err(|error| format!("making {}: {error}", data.display()))?;
+        let mut process = Process::start("edgewise", &arguments, &[], &data.join("serve.log"))?;
+        let line = process.wait_for_line("ready")?;
+        Ok(Self { http: field(&line, "http=")?, mqtt: field(&line, "mqtt=")?, process })
+    }
+
+    /// Runs `edgewise` with these arguments against this cloud.
+    pub fn edgewise(&self, arguments: &[&str]) -> Result<Output, Failure> {
+        let mut command = Command::new(program("edgewise"));
+        command.args(arguments).env("EDGEWISE_URL", &self.http).stdin(Stdio::null());
+        command.output().map_err(|error| format!("running edgewise {}: {error}", arguments.join(" ")))
+    }
+
+    /// Runs `edgewise` and gives what it prints; an exit code other than 0 is a failure.
+    pub fn text(&self, arguments: &[&str]) -> Result<String, Failure> {
+        let output = self.edgewise(arguments)?;
+        let say = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() {
+            Ok(say(&output.stdout))
+        } else {
+            Err(format!("edgewise {} failed: {}", arguments.join(" "), say(&output.stderr)))
+        }
+    }
+
+    /// Runs `edgewise … --json`.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value, Failure> {
+        let mut arguments = arguments.to_vec();
+        arguments.push("--json");
+        let text = self.text(&arguments)?;
+        serde_json::from_str(&text)
+            .map_err(|error| format!("edgewise {}: {error}: {text}", arguments.join(" ")))
+    }
+
+    /// What the cloud knows of a model on a device.
+    pub fn model_on(&self, device: &str, model: &str) -> Result<Value, Failure> {
+        let device = self.json(&["device", "show", device])?;
+        let models = device["models"].as_array().cloned().unwrap_or_default();
+        Ok(models.into_iter().find(|known| known["name"] == model).unwrap_or(Value::Null))
+    }
+
+    /// Waits until the cloud knows that a version of a model is in `phase` on a device.
+    pub fn wait_for_phase(
+        &self,
+        device: &str,
+        model: &str,
+        version: u64,
+        phase: &str,
+    ) -> Result<Value, Failure> {
+        wait_until(Duration::from_secs(60), || {
+            let known = self.model_on(device, model).unwrap_or(Value::Null);
+            let there = known["version"] == version && known["phase"] == phase;
+            if there {
+                Ok(known)
+            } else {
+                Err(format!("{device} is not {phase} with {model}:{version}: {known}"))
+            }
+        })
+    }
+}
+
+impl Agent {
+    /// Starts `edgewise-agent run` with its data in `data`, linked to `mqtt`, its API on `http` (0 for a free port).
+    pub fn start(data: &Path, device: &str, mqtt: &str, http: u16, more: &[&str]) -> Result<Self, Failure> {
+        Self::start_with(data, device, mqtt, http, more, &[])
+    }
+
+    /// As [`Agent::start`], with variables in its environment.
+    pub fn start_with(
+        data: &Path,
+        device: &str,
+        mqtt: &str,
+        http: u16,
+        more: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self, Failure> {
+        let listen = format!("127.0.0.1:{http}");
+        let path = data.display().to_string();
+        let mut arguments =
+            vec!["run", "--device", device, "--cloud", mqtt, "--data", &path, "--http", &listen];
+        arguments.extend(more);
+        std::fs::create_dir_all(data).map_err(|error| format!("making {path}: {error}"))?;
+        let mut process = Process::start("edgewise-agent", &arguments, environment, &data.join("agent.log"))?;
+        let line = process.wait_for_line("ready")?;
+        Ok(Self { http: field(&line, "http=")?, process })
+    }
+}
+
+/// Asks `check` again and again until it is satisfied; its last complaint is the failure.
+pub fn wait_until<T>(longest: Duration, mut check: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    let deadline = Instant::now() + longest;
+    loop {
+        match check() {
+            Ok(value) => return Ok(value),
+            Err(why) if Instant::now() >= deadline => return Err(format!("after {longest:?}: {why}")),
+            // The programs tell their state when asked; there is nothing to wait on from outside.
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+fn field(line: &str, name: &str) -> Result<String, Failure> {
+    let found = line.split_whitespace().find_map(|word| word.strip_prefix(name));
+    found.map(str::to_owned).ok_or_else(|| format!("there is no {name} in {line:?}"))
+}

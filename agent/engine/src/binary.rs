@@ -149,10 +149,7 @@ mod tests {
             says(DataType::F32, vec![1], &[0; 5]),
             "binary data of 5 bytes ends within an element of FP32"
         );
-        assert_eq!(
-            says(DataType::F32, vec![1], &[0; 8]),
-            "shape [1] holds 1 elements, 2 were given"
-        );
+        assert_eq!(says(DataType::F32, vec![1], &[0; 8]), "shape [1] holds 1 elements, 2 were given");
         let cut = "binary data of 5 bytes ends within an element of BYTES";
         assert_eq!(says(DataType::String, vec![1], &[2, 0, 0, 0, b'a']), cut);
         assert_eq!(says(DataType::String, vec![1], &[255, 255, 255, 255, b'a']), cut);

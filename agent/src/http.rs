@@ -106,7 +106,11 @@ pub struct Readiness {
 impl Readiness {
     /// Alive, and not ready yet.
     pub fn starting() -> Self {
-        Self { live: true, ready: false, why: "starting: the models that should serve are not all up".to_owned() }
+        Self {
+            live: true,
+            ready: false,
+            why: "starting: the models that should serve are not all up".to_owned(),
+        }
     }
 
     /// Alive and ready.

@@ -275,8 +275,12 @@ fn write_metrics(lines: &[Line]) -> String {
         for line in lines {
             let Route { broker, input, model, output, .. } = &line.route;
             let broker = broker.to_string();
-            let labels =
-                [("broker", broker.as_str()), ("input", input), ("model", model.as_str()), ("output", output)];
+            let labels = [
+                ("broker", broker.as_str()),
+                ("input", input),
+                ("model", model.as_str()),
+                ("output", output),
+            ];
             family.sample(&labels, value(line));
         }
     };
@@ -288,7 +292,9 @@ fn write_metrics(lines: &[Line]) -> String {
     counter("edgewise_route_received_total", "Messages received.", |c| &c.received);
     counter("edgewise_route_answered_total", "Messages scored.", |c| &c.answered);
     counter("edgewise_route_failed_total", "Messages answered with an error.", |c| &c.failed);
-    counter("edgewise_route_dropped_total", "Messages dropped because too many were waiting.", |c| &c.dropped);
+    counter("edgewise_route_dropped_total", "Messages dropped because too many were waiting.", |c| {
+        &c.dropped
+    });
     counter("edgewise_route_unsent_total", "Answers that found no broker.", |c| &c.unsent);
     exposition.into_text()
 }

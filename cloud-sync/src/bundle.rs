@@ -202,12 +202,11 @@ impl Bundle {
     }
 
     fn reader(&self, entry: &FileEntry) -> Result<Box<dyn Read + '_>, BundleError> {
-        // One byte more than promised, so that a file that grew is noticed and one without end is not read.
-        let reader = match &self.source {
-            Source::Directory(directory) => directory.reader(&entry.path)?,
-            Source::Archive(archive) => archive.reader(&entry.path)?,
-        };
-        Ok(Box::new(reader.take(entry.size + 1)))
+        match &self.source {
+            // One byte more than promised, so that a file that grew is noticed and one without end is not read.
+            Source::Directory(directory) => Ok(Box::new(directory.reader(&entry.path)?.take(entry.size + 1))),
+            Source::Archive(archive) => Ok(Box::new(archive.reader(&entry.path)?.take(entry.size))),
+        }
     }
 }
 

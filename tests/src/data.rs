@@ -23,7 +23,8 @@ pub fn sample(version: Option<u64>) -> std::path::PathBuf {
 /// The test split, in the order of its file.
 pub fn test_split() -> Result<Vec<Window>, Failure> {
     let path = sample(None).join("test.csv");
-    let text = std::fs::read_to_string(&path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+    let text =
+        std::fs::read_to_string(&path).map_err(|error| format!("reading {}: {error}", path.display()))?;
     let wrong = |line: &str| format!("{}: not a labelled window: {line}", path.display());
     let window = |line: &str| {
         let (label, load) = line.split_once(',')?;
@@ -36,6 +37,7 @@ pub fn test_split() -> Result<Vec<Window>, Failure> {
 /// The names of the classes.
 pub fn labels() -> Result<Vec<String>, Failure> {
     let path = sample(Some(1)).join("labels.txt");
-    let text = std::fs::read_to_string(&path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+    let text =
+        std::fs::read_to_string(&path).map_err(|error| format!("reading {}: {error}", path.display()))?;
     Ok(text.lines().map(str::to_owned).collect())
 }

@@ -16,7 +16,8 @@ pub fn target() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     let directory = program.parent().unwrap_or(Path::new("."));
     // Tests lie one level deeper than programs.
-    let directory = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    let directory =
+        if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
     directory.to_owned()
 }
 

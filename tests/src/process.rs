@@ -95,7 +95,11 @@ impl Process {
                 Ok(_) => {}
                 Err(_) => {
                     let ended = self.child.wait_timeout(Duration::ZERO);
-                    return Err(format!("{} did not get ready ({ended:?}); it says:\n{}", self.name, self.log_tail()));
+                    return Err(format!(
+                        "{} did not get ready ({ended:?}); it says:\n{}",
+                        self.name,
+                        self.log_tail()
+                    ));
                 }
             }
         }
@@ -209,7 +213,8 @@ impl Cloud {
         let mut arguments = arguments.to_vec();
         arguments.push("--json");
         let text = self.text(&arguments)?;
-        serde_json::from_str(&text).map_err(|error| format!("edgewise {}: {error}: {text}", arguments.join(" ")))
+        serde_json::from_str(&text)
+            .map_err(|error| format!("edgewise {}: {error}: {text}", arguments.join(" ")))
     }
 
     /// What the cloud knows of a model on a device.
@@ -220,11 +225,21 @@ impl Cloud {
     }
 
     /// Waits until the cloud knows that a version of a model is in `phase` on a device.
-    pub fn wait_for_phase(&self, device: &str, model: &str, version: u64, phase: &str) -> Result<Value, Failure> {
+    pub fn wait_for_phase(
+        &self,
+        device: &str,
+        model: &str,
+        version: u64,
+        phase: &str,
+    ) -> Result<Value, Failure> {
         wait_until(Duration::from_secs(60), || {
             let known = self.model_on(device, model).unwrap_or(Value::Null);
             let there = known["version"] == version && known["phase"] == phase;
-            if there { Ok(known) } else { Err(format!("{device} is not {phase} with {model}:{version}: {known}")) }
+            if there {
+                Ok(known)
+            } else {
+                Err(format!("{device} is not {phase} with {model}:{version}: {known}"))
+            }
         })
     }
 }

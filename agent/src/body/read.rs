@@ -381,7 +381,10 @@ mod tests {
 
     #[test]
     fn each_mistake_is_named() {
-        assert_eq!(says("{}", &one()), "the body has neither `data` nor `inputs` nor a field for every input (`x`)");
+        assert_eq!(
+            says("{}", &one()),
+            "the body has neither `data` nor `inputs` nor a field for every input (`x`)"
+        );
         assert!(says("", &one()).starts_with("the body can't be read: EOF"));
         assert!(says(r#"{"data":"#, &one()).starts_with("the body can't be read: EOF"));
         assert_eq!(says("[1,2,3]", &one()), "input `x` has shape [3]: expected FP32 [-1, 2]");

@@ -164,7 +164,10 @@ mod tests {
             labels(&names, &outputs).map(|labels| labels.join(" "))
         };
         assert_eq!(of(vec![("p", probabilities())]).as_deref(), Some("low high"));
-        assert_eq!(of(vec![("p", probabilities()), ("label", index(vec![1, 1]))]).as_deref(), Some("high high"));
+        assert_eq!(
+            of(vec![("p", probabilities()), ("label", index(vec![1, 1]))]).as_deref(),
+            Some("high high")
+        );
         assert_eq!(of(vec![("label", index(vec![2, -1]))]), None, "no such class");
         let nan = Tensor::from_vec(vec![1, 2], vec![f32::NAN, 1.0]).unwrap();
         assert_eq!(of(vec![("p", nan)]), None);

@@ -76,11 +76,7 @@ impl Ids {
     }
 }
 
-async fn score_body(
-    State(api): State<Api>,
-    Extension(ids): Extension<Ids>,
-    request: Request,
-) -> Response {
+async fn score_body(State(api): State<Api>, Extension(ids): Extension<Ids>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let answer = async {
         let live = chosen(&api)?;
@@ -94,11 +90,7 @@ async fn score_body(
     respond(answer.await)
 }
 
-async fn score_query(
-    State(api): State<Api>,
-    Extension(ids): Extension<Ids>,
-    query: QueryResult,
-) -> Response {
+async fn score_query(State(api): State<Api>, Extension(ids): Extension<Ids>, query: QueryResult) -> Response {
     let answer = async {
         let live = chosen(&api)?;
         let Query(query) = query.map_err(|error| Failure::bad_request(error.body_text()))?;

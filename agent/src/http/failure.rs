@@ -54,8 +54,7 @@ impl Failure {
 
     fn answer(&self, key: &str) -> Response {
         let body = serde_json::json!({ key: self.line }).to_string();
-        let mut response =
-            (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
         }

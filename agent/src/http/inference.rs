@@ -97,7 +97,8 @@ fn healthy(what: &str, is: bool, why: &str) -> Response {
 async fn model(State(api): State<Api>, target: Target) -> Result<Response, Failure> {
     let live = target.find(&api)?;
     let describe = |spec: &TensorSpec| {
-        let shape: Vec<Value> = spec.shape.iter().map(|length| length.map_or(json!(-1), Value::from)).collect();
+        let shape: Vec<Value> =
+            spec.shape.iter().map(|length| length.map_or(json!(-1), Value::from)).collect();
         json!({ "name": spec.name, "datatype": spec.data_type.oip_name(), "shape": shape })
     };
     let signature = &live.facts.signature;
@@ -238,7 +239,9 @@ fn wanted_outputs(
             return refuse("is asked for twice".to_owned());
         }
         if parameters.classification.is_some() || parameters.shared_memory_region.is_some() {
-            return refuse("is asked for by classification or shared memory, which are not supported".to_owned());
+            return refuse(
+                "is asked for by classification or shared memory, which are not supported".to_owned(),
+            );
         }
         wanted.push((name, parameters.binary_data.unwrap_or(as_bytes)));
     }

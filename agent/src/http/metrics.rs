@@ -56,7 +56,9 @@ fn of_models(models: &[Arc<Live>], exposition: &mut Exposition) {
     counter("nv_inference_exec_count", "Runs of the model.", &|c| load(&c.success));
     let request = |c: &Counters| load(&c.queue_us) + load(&c.compute_us);
     counter("nv_inference_request_duration_us", "Time of requests in queue and engine, summed.", &request);
-    counter("nv_inference_queue_duration_us", "Time of requests in the queue, summed.", &|c| load(&c.queue_us));
+    counter("nv_inference_queue_duration_us", "Time of requests in the queue, summed.", &|c| {
+        load(&c.queue_us)
+    });
     counter("nv_inference_compute_infer_duration_us", "Time of requests in the engine, summed.", &|c| {
         load(&c.compute_us)
     });

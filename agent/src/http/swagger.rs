@@ -96,12 +96,14 @@ impl Writer {
 
     fn body(&self, schema: &Value) -> Map<String, Value> {
         let (key, value) = match self.dialect {
-            Dialect::Swagger2 => {
-                ("parameters", json!([{ "name": "serviceInputPayload", "in": "body", "required": true, "schema": schema }]))
-            }
-            Dialect::OpenApi3 => {
-                ("requestBody", json!({ "required": true, "content": { "application/json": { "schema": schema } } }))
-            }
+            Dialect::Swagger2 => (
+                "parameters",
+                json!([{ "name": "serviceInputPayload", "in": "body", "required": true, "schema": schema }]),
+            ),
+            Dialect::OpenApi3 => (
+                "requestBody",
+                json!({ "required": true, "content": { "application/json": { "schema": schema } } }),
+            ),
         };
         Map::from_iter([(key.to_owned(), value)])
     }
@@ -135,7 +137,8 @@ fn input(inputs: &[TensorSpec]) -> Value {
         several => {
             let row = |spec: &TensorSpec| spec.shape.get(1..).unwrap_or_default().to_vec();
             let schemas = several.iter().map(|spec| (spec.name.clone(), lists(spec.data_type, &row(spec))));
-            let examples = several.iter().map(|spec| (spec.name.clone(), example(spec.data_type, &row(spec))));
+            let examples =
+                several.iter().map(|spec| (spec.name.clone(), example(spec.data_type, &row(spec))));
             let names: Vec<&str> = several.iter().map(|spec| spec.name.as_str()).collect();
             let properties: Map<String, Value> = schemas.collect();
             let row = json!({ "type": "object", "properties": properties, "required": names });

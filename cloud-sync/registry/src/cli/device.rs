@@ -1,0 +1,215 @@
+//! `edgewise deploy`, `undeploy`, `device` and `command`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use cloud_sync::contract::{Ledger, ModelSettings};
+use cloud_sync::name::{DeviceId, ModelName, ModelVersion};
+use serde_json::{Map, Value};
+
+use super::{CliError, Context, output, pair};
+use crate::api::{CommandReply, CommandRequest, DeployRequest, Deployed, DeviceModel, DevicePage, DeviceRecord};
+
+#[derive(Debug, Args)]
+pub(super) struct Deploy {
+    /// NAME:VERSION
+    version: ModelVersion,
+    /// The devices; one that was never seen gets it when it comes.
+    #[arg(long = "device", required = true, num_args = 1.., value_name = "ID")]
+    devices: Vec<DeviceId>,
+    /// What runs it: auto, tract, cpu, cuda, tensorrt, …; the device's own setting where none is given.
+    #[arg(long)]
+    provider: Option<engine::Provider>,
+    /// Threads within one score; 0 for as many as there are cores.
+    #[arg(long)]
+    threads: Option<u32>,
+    /// Workers, each with the model loaded.
+    #[arg(long)]
+    instances: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Undeploy {
+    /// The model.
+    name: ModelName,
+    /// The devices.
+    #[arg(long = "device", required = true, num_args = 1.., value_name = "ID")]
+    devices: Vec<DeviceId>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// List devices.
+    List,
+    /// Show what a device shall run and what it runs.
+    Show {
+        /// The device.
+        id: DeviceId,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Command {
+    /// The device.
+    id: DeviceId,
+    /// What to do: ping, state, collect, rollback, log-level, flush, score.
+    name: String,
+    /// An argument; a value that is JSON is sent as such, any other as text.
+    #[arg(long = "arg", value_parser = pair, value_name = "KEY=VALUE")]
+    arguments: Vec<(String, String)>,
+    /// How long to wait for the answer.
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    timeout: Duration,
+}
+
+pub(super) fn deploy(context: &Context, arguments: Deploy) -> Result<(), CliError> {
+    let version = arguments.version;
+    let request = DeployRequest {
+        name: version.name.to_string(),
+        version: version.version,
+        devices: arguments.devices.iter().map(ToString::to_string).collect(),
+        settings: ModelSettings {
+            provider: arguments.provider.map(|provider| provider.to_string()),
+            threads: arguments.threads,
+            instances: arguments.instances,
+            ..ModelSettings::default()
+        },
+    };
+    let deployed: Deployed = context.client.post("/api/deployments", &request, Duration::ZERO)?;
+    print_deployed(context, &deployed, &format!("{version} deployed to"))
+}
+
+pub(super) fn undeploy(context: &Context, arguments: Undeploy) -> Result<(), CliError> {
+    let devices: Vec<String> = arguments.devices.iter().map(ToString::to_string).collect();
+    let path = format!("/api/deployments/{}", arguments.name);
+    let answer = context.client.delete(&path, &[("devices", devices.join(","))])?;
+    let deployed: Deployed = serde_json::from_slice(&answer)
+        .map_err(|error| CliError::Failed(format!("the registry's answer can't be read: {error}")))?;
+    print_deployed(context, &deployed, &format!("{} undeployed from", arguments.name))
+}
+
+pub(super) fn run(context: &Context, verb: Verb) -> Result<(), CliError> {
+    match verb {
+        Verb::List => list(context),
+        Verb::Show { id } => show(context, &id),
+    }
+}
+
+pub(super) fn command(context: &Context, arguments: Command) -> Result<(), CliError> {
+    let json = |text: String| serde_json::from_str(&text).unwrap_or(Value::String(text));
+    let request = CommandRequest {
+        name: arguments.name,
+        arguments: arguments.arguments.into_iter().map(|(key, value)| (key, json(value))).collect::<Map<_, _>>(),
+        timeout_seconds: Some(arguments.timeout.as_secs().max(1)),
+    };
+    let path = format!("/api/devices/{}/commands", arguments.id);
+    let reply: CommandReply = context.client.post(&path, &request, arguments.timeout)?;
+    if context.json {
+        output::json(&reply)?;
+    } else {
+        output::json(&reply.result)?;
+    }
+    let why = || match reply.result.get("error").and_then(Value::as_str) {
+        Some(why) => format!("{} answered {}: {why}", arguments.id, reply.status),
+        None => format!("{} answered {}", arguments.id, reply.status),
+    };
+    match reply.status {
+        200..=299 => Ok(()),
+        400 => Err(CliError::Usage(why())),
+        404 => Err(CliError::NotFound(why())),
+        409 => Err(CliError::Refused(why())),
+        _ => Err(CliError::Failed(why())),
+    }
+}
+
+fn print_deployed(context: &Context, deployed: &Deployed, what: &str) -> Result<(), CliError> {
+    if context.json {
+        return output::json(deployed);
+    }
+    let mut lines = deployed.devices.iter().map(|to| format!("{what} {}, revision {}", to.device, to.revision));
+    lines.try_for_each(|line| output::line(&line))
+}
+
+fn list(context: &Context) -> Result<(), CliError> {
+    let mut devices: Vec<DeviceRecord> = Vec::new();
+    loop {
+        let mut query = vec![("limit", "1000".to_owned())];
+        query.extend(devices.last().map(|last| ("after", last.id.clone())));
+        let page: DevicePage = context.client.get("/api/devices", &query)?;
+        devices.extend(page.devices);
+        if page.next.is_none() {
+            break;
+        }
+    }
+    if context.json {
+        return output::json(&devices);
+    }
+    let row = |device: DeviceRecord| {
+        let models: Vec<String> = device.models.iter().map(brief).collect();
+        let online = if device.online { "online" } else { "offline" };
+        vec![device.id, online.to_owned(), output::optional(device.last_seen), models.join(", ")]
+    };
+    output::table(&["DEVICE", "STATE", "LAST SEEN", "MODELS"], devices.into_iter().map(row).collect())
+}
+
+fn show(context: &Context, id: &DeviceId) -> Result<(), CliError> {
+    let device: DeviceRecord = context.client.get(&format!("/api/devices/{id}"), &[])?;
+    if context.json {
+        return output::json(&device);
+    }
+    let state = if device.online { device.state.as_deref().unwrap_or("online") } else { "offline" };
+    let reported = output::optional(device.reported_revision);
+    output::line(&format!("device    {}", device.id))?;
+    output::line(&format!("state     {state}, last seen {}", output::optional(device.last_seen.as_ref())))?;
+    output::line(&format!("agent     {}", output::optional(device.agent_version.as_ref())))?;
+    output::line(&format!("revision  desired {}, reported {reported}", device.desired_revision))?;
+    if let Some(hardware) = &device.hardware {
+        output::line(&format!(
+            "hardware  {} {}, {} cores, {} memory, {} disk free",
+            hardware.architecture,
+            hardware.operating_system,
+            hardware.cores,
+            output::bytes(hardware.memory_bytes),
+            output::bytes(hardware.disk_free_bytes)
+        ))?;
+    }
+    if let Some(ledger) = &device.ledger {
+        output::line(&format!("rows      {}", ledger_line(ledger)))?;
+    }
+    let row = |model: DeviceModel| {
+        vec![
+            model.name.clone(),
+            output::optional(model.desired),
+            phase(&model),
+            output::optional(model.active),
+            output::optional(model.previous),
+            output::optional(model.engine),
+            output::optional(model.provider),
+            output::optional(model.memory_bytes.map(output::bytes)),
+            model.why.unwrap_or_default(),
+        ]
+    };
+    let heading = ["MODEL", "DESIRED", "PHASE", "ACTIVE", "PREVIOUS", "ENGINE", "PROVIDER", "MEMORY", "WHY"];
+    output::table(&heading, device.models.into_iter().map(row).collect())
+}
+
+fn ledger_line(ledger: &Ledger) -> String {
+    format!(
+        "{} captured = {} uploaded + {} held + {} dropped + {} lost",
+        ledger.captured,
+        ledger.uploaded,
+        ledger.held,
+        ledger.dropped_total(),
+        ledger.lost
+    )
+}
+
+fn phase(model: &DeviceModel) -> String {
+    let phase = model.phase.and_then(|phase| serde_json::to_value(phase).ok());
+    phase.as_ref().and_then(Value::as_str).unwrap_or("-").to_owned()
+}
+
+fn brief(model: &DeviceModel) -> String {
+    let version = model.desired.or(model.version);
+    format!("{}:{} {}", model.name, output::optional(version), phase(model))
+}

@@ -1,0 +1,117 @@
+//! `edgewise serve`: its options.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use cloud_sync::session::{BrokerUrl, Credentials, TlsFiles};
+use cloud_sync::topic::Root;
+use tracing_subscriber::EnvFilter;
+
+use super::CliError;
+use crate::broker::DEFAULT_LISTEN;
+use crate::serve::{Broker, Options, ServeError, secret, serve_until_signal};
+
+/// What is logged where EDGEWISE_LOG says nothing. The embedded broker calls every lost connection an error.
+const DEFAULT_LOG: &str = "info,rumqttd=off,sqlx=warn";
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Where database, bundles and rows are kept.
+    #[arg(long, env = "EDGEWISE_DATA", value_name = "DIR")]
+    data: PathBuf,
+    /// Where the HTTP API listens; port 0 takes a free one. Anything but loopback needs --token-file.
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
+    http: SocketAddr,
+    /// Where the embedded broker listens, on loopback only; port 0 takes a free one.
+    #[arg(long, default_value_t = DEFAULT_LISTEN, value_name = "ADDRESS:PORT", conflicts_with = "mqtt")]
+    mqtt_listen: SocketAddr,
+    /// A broker to use in place of the embedded one: mqtt://HOST[:PORT] or mqtts://HOST[:PORT].
+    #[arg(long, value_name = "URL")]
+    mqtt: Option<BrokerUrl>,
+    /// A PEM file with the authorities of the broker's certificate; the system's where none is given.
+    #[arg(long, value_name = "FILE", requires = "mqtt")]
+    mqtt_ca: Option<PathBuf>,
+    /// A PEM file with our certificate for the broker.
+    #[arg(long, value_name = "FILE", requires = "mqtt_key")]
+    mqtt_cert: Option<PathBuf>,
+    /// A PEM file with the key of our certificate.
+    #[arg(long, value_name = "FILE", requires = "mqtt_cert")]
+    mqtt_key: Option<PathBuf>,
+    /// Our user name at the broker.
+    #[arg(long, value_name = "NAME", requires = "mqtt_password_file")]
+    mqtt_username: Option<String>,
+    /// A file whose first line is our password at the broker.
+    #[arg(long, value_name = "FILE", requires = "mqtt_username")]
+    mqtt_password_file: Option<PathBuf>,
+    /// The database; sqlite:DIR/edgewise.db where none is given.
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+    /// Where bundles and rows are kept; file://DIR/objects where none is given.
+    #[arg(long, value_name = "URL")]
+    storage: Option<String>,
+    /// A file whose first line is the token that callers of the HTTP API must show.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Where the devices have their topics; its last part is the site.
+    #[arg(long, default_value_t = Root::default(), value_name = "TOPIC")]
+    root: Root,
+    /// ONNX Runtime's library, where it is not found by itself.
+    #[arg(long, value_name = "FILE")]
+    onnxruntime: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), CliError> {
+    let filter = EnvFilter::try_from_env("EDGEWISE_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let options = options(arguments)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CliError::Failed(format!("starting threads: {error}")))?;
+    let served = runtime.block_on(serve_until_signal(options)).map_err(cli_error);
+    // A model that is being proved can't be interrupted; nobody waits for it any more.
+    runtime.shutdown_background();
+    served
+}
+
+fn options(arguments: Arguments) -> Result<Options, CliError> {
+    let broker = match arguments.mqtt {
+        None => Broker::Embedded(arguments.mqtt_listen),
+        Some(url) => {
+            let password = arguments.mqtt_password_file.as_deref().map(secret).transpose().map_err(cli_error)?;
+            let credentials = arguments.mqtt_username.zip(password);
+            Broker::External {
+                url,
+                credentials: credentials.map(|(username, password)| Credentials { username, password }),
+                tls: TlsFiles {
+                    authorities: arguments.mqtt_ca,
+                    certificate: arguments.mqtt_cert,
+                    key: arguments.mqtt_key,
+                },
+            }
+        }
+    };
+    Ok(Options {
+        data: arguments.data,
+        http: arguments.http,
+        broker,
+        database: arguments.database,
+        storage: arguments.storage,
+        token_file: arguments.token_file,
+        root: arguments.root,
+        onnxruntime: arguments.onnxruntime,
+    })
+}
+
+fn cli_error(error: ServeError) -> CliError {
+    use crate::broker::BrokerError;
+    use crate::objects::ObjectError;
+    use crate::store::StoreError;
+    match error {
+        ServeError::Usage(_)
+        | ServeError::Broker(BrokerError::NotLoopback(_))
+        | ServeError::Store(StoreError::NotBuiltIn(_))
+        | ServeError::Objects(ObjectError::NotBuiltIn(_))
+        | ServeError::Tls(_) => CliError::Usage(error.to_string()),
+        _ => CliError::Failed(error.to_string()),
+    }
+}

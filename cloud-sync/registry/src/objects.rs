@@ -1,0 +1,191 @@
+//! Bytes by name: chunks, manifests and files of rows. The only file that names the object store.
+//!
+//! Invariants:
+//! - When a write or a deletion has returned it is durable, and an object is never seen half-written.
+//! - Chunks and manifests are named by their digest, and are compared with it whenever they are read.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cloud_sync::digest::Digest;
+use futures_util::TryStreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+/// Where objects lie. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Objects {
+    store: Arc<dyn ObjectStore>,
+    root: PathBuf,
+}
+
+/// What a digest names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Named {
+    /// A piece of a bundle.
+    Chunk(Digest),
+    /// The list of a bundle's pieces.
+    Manifest(Digest),
+}
+
+/// An object that can't be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// The URL names a store that this build can't speak to.
+    #[error("--storage {0}: this build stores in local files only; use file:///DIR")]
+    NotBuiltIn(String),
+    /// The directory can't be used.
+    #[error("preparing {path}: {source}", path = .path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The store said no.
+    #[error("{doing} {path}: {source}")]
+    Store {
+        /// What was being done.
+        doing: &'static str,
+        /// To which object.
+        path: String,
+        /// Why it failed.
+        source: object_store::Error,
+    },
+    /// An object is not what its name says.
+    #[error("{0} is damaged in the store: its bytes do not have that digest")]
+    Damaged(String),
+}
+
+impl Objects {
+    /// Opens the store of `url`, making its directory where there is none.
+    pub fn open(url: &str) -> Result<Self, ObjectError> {
+        let path = url.strip_prefix("file://").filter(|path| path.starts_with('/'));
+        let root = PathBuf::from(path.ok_or_else(|| ObjectError::NotBuiltIn(url.to_owned()))?);
+        std::fs::create_dir_all(&root)
+            .map_err(|source| ObjectError::Directory { path: root.clone(), source })?;
+        let store = LocalFileSystem::new_with_prefix(&root)
+            .map_err(|source| ObjectError::Store { doing: "opening", path: url.to_owned(), source })?
+            .with_fsync(true);
+        Ok(Self { store: Arc::new(store), root })
+    }
+
+    /// Writes an object.
+    pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {
+        let put = self.store.put(&Path::from(path), bytes.into()).await;
+        put.map(|_| ()).map_err(failed("writing", path))
+    }
+
+    /// Reads an object, if it is there.
+    pub async fn get(&self, path: &str) -> Result<Option<Bytes>, ObjectError> {
+        let found = match self.store.get(&Path::from(path)).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(failed("reading", path)(error)),
+        };
+        found.bytes().await.map(Some).map_err(failed("reading", path))
+    }
+
+    /// Deletes an object; one that is not there is deleted already.
+    pub async fn delete(&self, path: &str) -> Result<(), ObjectError> {
+        match self.store.delete(&Path::from(path)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(failed("deleting", path)(error)),
+        }
+        // The store syncs what it writes, not what it deletes.
+        let directory = self.root.join(path).parent().map(ToOwned::to_owned).unwrap_or_else(|| self.root.clone());
+        let synced = tokio::task::spawn_blocking(move || match std::fs::File::open(&directory) {
+            Ok(opened) => opened.sync_all().map_err(|source| (directory, source)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err((directory, source)),
+        });
+        match synced.await {
+            Ok(result) => result.map_err(|(path, source)| ObjectError::Directory { path, source }),
+            Err(error) => Err(ObjectError::Directory { path: path.into(), source: std::io::Error::other(error) }),
+        }
+    }
+
+    /// Writes a chunk or manifest unless it is there; says whether it was new.
+    pub async fn put_named(&self, named: Named, bytes: Bytes) -> Result<bool, ObjectError> {
+        let path = named.path();
+        match self.store.head(&Path::from(path.as_str())).await {
+            Ok(present) if present.size == bytes.len() as u64 => Ok(false),
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => self.put(&path, bytes).await.map(|()| true),
+            Err(error) => Err(failed("looking for", &path)(error)),
+        }
+    }
+
+    /// Reads a chunk or manifest, if it is there.
+    pub async fn get_named(&self, named: Named) -> Result<Option<Bytes>, ObjectError> {
+        let path = named.path();
+        match self.get(&path).await? {
+            Some(bytes) if Digest::of(&bytes) == named.digest() => Ok(Some(bytes)),
+            Some(_) => Err(ObjectError::Damaged(path)),
+            None => Ok(None),
+        }
+    }
+
+    /// Deletes every chunk and manifest that `keep` does not want; returns how many.
+    pub async fn sweep(&self, keep: impl Fn(Named) -> bool) -> Result<usize, ObjectError> {
+        let mut swept = 0;
+        for (prefix, named) in [("chunks", Named::Chunk as fn(Digest) -> Named), ("manifests", Named::Manifest)] {
+            let mut listing = self.store.list(Some(&Path::from(prefix)));
+            while let Some(object) = listing.try_next().await.map_err(failed("listing", prefix))? {
+                let digest = object.location.filename().and_then(|name| name.parse().ok());
+                if let Some(digest) = digest
+                    && !keep(named(digest))
+                {
+                    self.delete(object.location.as_ref()).await?;
+                    swept += 1;
+                }
+            }
+        }
+        Ok(swept)
+    }
+}
+
+impl Named {
+    fn digest(self) -> Digest {
+        match self {
+            Self::Chunk(digest) | Self::Manifest(digest) => digest,
+        }
+    }
+
+    /// Spread over 256 directories, so that none of them gets too long to list.
+    fn path(self) -> String {
+        let folder = match self {
+            Self::Chunk(_) => "chunks",
+            Self::Manifest(_) => "manifests",
+        };
+        let digest = self.digest();
+        let first = digest.as_bytes().first().copied().unwrap_or_default();
+        format!("{folder}/{first:02x}/{digest}")
+    }
+}
+
+fn failed(doing: &'static str, path: &str) -> impl FnOnce(object_store::Error) -> ObjectError + use<> {
+    let path = path.to_owned();
+    move |source| ObjectError::Store { doing, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn objects_come_back_until_they_are_swept_and_damage_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let objects = Objects::open(&format!("file://{}", directory.path().display())).unwrap();
+        let (kept, lost) = (Named::Chunk(Digest::of(b"kept")), Named::Manifest(Digest::of(b"lost")));
+        assert!(objects.put_named(kept, Bytes::from_static(b"kept")).await.unwrap());
+        assert!(!objects.put_named(kept, Bytes::from_static(b"kept")).await.unwrap(), "it is there already");
+        objects.put_named(lost, Bytes::from_static(b"lost")).await.unwrap();
+        assert_eq!(objects.sweep(|named| named == kept).await.unwrap(), 1);
+        assert_eq!(objects.get_named(lost).await.unwrap(), None);
+        assert_eq!(objects.get_named(kept).await.unwrap().unwrap(), &b"kept"[..]);
+        std::fs::write(directory.path().join(kept.path()), b"kepT").unwrap();
+        assert!(matches!(objects.get_named(kept).await, Err(ObjectError::Damaged(_))));
+    }
+}

@@ -1,0 +1,327 @@
+//! `edgewise serve`: builds every part, runs them together, and ends them in order. The only file that knows them all.
+//!
+//! The first task to end unasked ends the process, by name. When asked to stop: no new requests and messages, what is
+//! held is finished and answered, then the connection and the database are closed.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloud_sync::digest::Digest;
+use cloud_sync::session::{self, BrokerUrl, Credentials, TlsError, TlsFiles};
+use cloud_sync::topic::Root;
+use engine::LoadOptions;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{self, BrokerError};
+use crate::commands::Commands;
+use crate::deployments::Deployments;
+use crate::http::{self, Api};
+use crate::link::Link;
+use crate::objects::{ObjectError, Objects};
+use crate::registry::Registry;
+use crate::sink::{Sink, SinkError};
+use crate::store::{Store, StoreError};
+use crate::worker::{self, Parts};
+
+/// Longest time from the wish to stop until requests and messages that were under way are finished.
+const DRAIN: Duration = Duration::from_secs(6);
+
+/// Interval of pings to the broker.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// Largest token or password file.
+const MAX_SECRET_BYTES: u64 = 4096;
+
+/// How to serve.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where everything lies that has no place of its own.
+    pub data: PathBuf,
+    /// Where the HTTP API listens; port 0 takes a free one.
+    pub http: SocketAddr,
+    /// Which broker to use.
+    pub broker: Broker,
+    /// `sqlite:PATH`; in `data` where none is given.
+    pub database: Option<String>,
+    /// `file:///DIR`; in `data` where none is given.
+    pub storage: Option<String>,
+    /// A file whose first line is the token that callers must show.
+    pub token_file: Option<PathBuf>,
+    /// Where the devices have their topics.
+    pub root: Root,
+    /// ONNX Runtime's library, where it is not found by itself.
+    pub onnxruntime: Option<PathBuf>,
+}
+
+/// Which broker to use.
+#[derive(Debug, Clone)]
+pub enum Broker {
+    /// One of our own, listening here; port 0 takes a free one.
+    Embedded(SocketAddr),
+    /// One that is there.
+    External {
+        /// Where.
+        url: BrokerUrl,
+        /// How it knows us.
+        credentials: Option<Credentials>,
+        /// How we know it.
+        tls: TlsFiles,
+    },
+}
+
+/// Where the parts listen.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// The HTTP API.
+    pub http: SocketAddr,
+    /// The broker.
+    pub mqtt: BrokerUrl,
+}
+
+/// Why serving did not begin, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The options can't be served; nothing was begun.
+    #[error("{0}")]
+    Usage(String),
+    /// A file or directory can't be used.
+    #[error("{doing} {path}: {source}", path = .path.display())]
+    File {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The HTTP port is taken, or not ours to take.
+    #[error("--http {address}: {source}; choose another port")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The embedded broker.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The object store.
+    #[error(transparent)]
+    Objects(#[from] ObjectError),
+    /// The leftovers of the run before.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// A part ended that should not.
+    #[error("{0} ended unasked; see the log")]
+    Ended(String),
+}
+
+/// Serves until `stop`. `ready` is called once everything listens.
+pub async fn serve(
+    options: Options,
+    stop: CancellationToken,
+    ready: impl FnOnce(&Ready),
+) -> Result<(), ServeError> {
+    let token = token(&options)?;
+    let data = prepare(&options.data)?;
+    let database = options.database.clone().unwrap_or_else(|| format!("sqlite:{}", escaped(&data.join("edgewise.db"))));
+    let storage = options.storage.clone().unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
+    let objects = Objects::open(&storage)?;
+    let store = Store::open(&database).await?;
+    let listener = TcpListener::bind(options.http).await;
+    let listener = listener.map_err(|source| ServeError::Bind { address: options.http, source })?;
+    let http = listener.local_addr().map_err(|source| ServeError::Bind { address: options.http, source })?;
+
+    let mut tasks: JoinSet<&'static str> = JoinSet::new();
+    let (url, credentials, tls) = match options.broker.clone() {
+        Broker::External { url, credentials, tls } => (url, credentials, tls),
+        Broker::Embedded(listen) => {
+            let embedded = broker::start(listen).await?;
+            let stopped = stop.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    _ = embedded.ended => {}
+                    () = stopped.cancelled() => {}
+                }
+                "the embedded broker"
+            });
+            let address = embedded.address;
+            (BrokerUrl { host: address.ip().to_string(), port: address.port(), tls: false }, None, TlsFiles::default())
+        }
+    };
+    let (sender, events, driver) = session::open(session::Options {
+        broker: url.clone(),
+        client_id: format!("edgewise-{}", uuid::Uuid::new_v4().simple()),
+        credentials,
+        tls,
+        keep_alive: KEEP_ALIVE,
+        subscriptions: options.root.of_registry(),
+        last_will: None,
+    })?;
+
+    let link = Link::new(sender, options.root.clone());
+    let sink = Sink::new(store.clone(), objects.clone(), options.root.site().to_owned());
+    sink.delete_unfinished(None).await?;
+    let engines = LoadOptions { onnxruntime: options.onnxruntime.clone(), ..LoadOptions::default() };
+    let incoming = data.join("incoming");
+    let registry = Arc::new(Registry::new(store.clone(), objects.clone(), incoming.clone(), engines));
+    let parts = Parts {
+        link: link.clone(),
+        store: store.clone(),
+        objects,
+        sink: Arc::new(sink),
+        deployments: Arc::new(Deployments::new(store.clone(), link.clone())),
+        commands: Arc::new(Commands::new(store.clone(), link)),
+        counters: Arc::default(),
+    };
+
+    // The connection outlives those who speak through it.
+    let disconnect = CancellationToken::new();
+    let connection = tokio::spawn(driver.run(disconnect.clone()));
+    spawn(&mut tasks, "the sweep of unused chunks", {
+        let (registry, stop) = (registry.clone(), stop.clone());
+        async move { registry.sweep_garbage(stop).await }
+    });
+    spawn(&mut tasks, "the publisher of desired states", {
+        let (deployments, stop) = (parts.deployments.clone(), stop.clone());
+        async move { deployments.run(stop).await }
+    });
+    spawn(&mut tasks, "the worker", worker::run(parts.clone(), events, stop.clone()));
+    let router = http::router(Api { registry, parts, token, temporary: incoming });
+    let graceful = stop.clone();
+    spawn(&mut tasks, "the HTTP server", async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(graceful.cancelled_owned()).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the HTTP server failed");
+        }
+    });
+    ready(&Ready { http, mqtt: url });
+
+    let unasked = tokio::select! {
+        () = stop.cancelled() => None,
+        ended = tasks.join_next() => Some(name_of(ended)),
+    };
+    stop.cancel();
+    if tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!(late = tasks.len(), "tasks were not finished in {DRAIN:?} and are cut off");
+        tasks.abort_all();
+    }
+    disconnect.cancel();
+    if connection.await.is_err() {
+        tracing::warn!("the connection to the broker was not closed in order");
+    }
+    if tokio::time::timeout(Duration::from_secs(1), store.close()).await.is_err() {
+        tracing::warn!("the database was not closed in time");
+    }
+    match unasked {
+        Some(name) => Err(ServeError::Ended(name)),
+        None => Ok(()),
+    }
+}
+
+/// Serves until SIGTERM or SIGINT, and says on standard output when it is ready.
+pub async fn serve_until_signal(options: Options) -> Result<(), ServeError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen = |kind| {
+        signal(kind).map_err(|source| ServeError::File { doing: "listening for", path: "signals".into(), source })
+    };
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let asked = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        asked.cancel();
+    });
+    serve(options, stop, |ready| {
+        let mut output = std::io::stdout().lock();
+        // Whoever does not read our output does not need to know.
+        let _ = writeln!(output, "edgewise serve: ready http=http://{} mqtt={}", ready.http, ready.mqtt);
+        let _ = output.flush();
+    })
+    .await
+}
+
+fn spawn(tasks: &mut JoinSet<&'static str>, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(async move {
+        task.await;
+        name
+    });
+}
+
+fn name_of(ended: Option<Result<&'static str, tokio::task::JoinError>>) -> String {
+    match ended {
+        Some(Ok(name)) => name.to_owned(),
+        Some(Err(error)) => format!("a task ({error})"),
+        None => "everything".to_owned(),
+    }
+}
+
+/// The token's digest. An address that others can reach needs one.
+fn token(options: &Options) -> Result<Option<Digest>, ServeError> {
+    let Some(path) = &options.token_file else {
+        if options.http.ip().is_loopback() {
+            return Ok(None);
+        }
+        return Err(ServeError::Usage(format!(
+            "--http {}: others can reach that address; give --token-file FILE with a secret in its first line, \
+             or listen on 127.0.0.1",
+            options.http
+        )));
+    };
+    let token = secret(path)?;
+    if token.len() < 16 {
+        return Err(ServeError::Usage(format!(
+            "--token-file {}: the token has {} characters; use at least 16, for example from `openssl rand -hex 32`",
+            path.display(),
+            token.len()
+        )));
+    }
+    Ok(Some(Digest::of(token.as_bytes())))
+}
+
+/// The first line of a file that holds a secret.
+pub fn secret(path: &Path) -> Result<String, ServeError> {
+    use std::io::Read;
+    let failed = |source| ServeError::File { doing: "reading", path: path.to_owned(), source };
+    let mut text = String::new();
+    std::fs::File::open(path).map_err(failed)?.take(MAX_SECRET_BYTES).read_to_string(&mut text).map_err(failed)?;
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+/// Makes the data directory, and empties the place for uploads of what a run before left there.
+fn prepare(data: &Path) -> Result<PathBuf, ServeError> {
+    let failed = |doing, path: &Path| {
+        let path = path.to_owned();
+        move |source| ServeError::File { doing, path, source }
+    };
+    let incoming = data.join("incoming");
+    match std::fs::remove_dir_all(&incoming) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(failed("emptying", &incoming)(error));
+        }
+        _ => {}
+    }
+    std::fs::create_dir_all(&incoming).map_err(failed("making", &incoming))?;
+    data.canonicalize().map_err(failed("opening", data))
+}
+
+/// A path in a database URL.
+fn escaped(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.replace('%', "%25").replace('?', "%3F").replace('#', "%23").replace(' ', "%20")
+}

@@ -1,0 +1,304 @@
+//! Where captured rows come to rest: telemetry in, Parquet files out, each row once.
+//!
+//! Invariants:
+//! - A receipt names a sequence number only when every row up to it that was sent is in a durable object or counted as
+//!   refused, and the stream's place in the database says so.
+//! - A row appears once however often it is sent: what the stream's place covers is passed over, and the objects of an
+//!   attempt count only if that place moves in the same transaction.
+//! - The directory of objects holds no row twice: the objects of an attempt that came to nothing are deleted before
+//!   the stream's next attempt, and at the start.
+//! - A row that can't be decoded costs itself only; it is counted.
+
+mod table;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use cloud_sync::contract::{Receipt, Telemetry};
+use cloud_sync::name::DeviceId;
+use cloud_sync::rows::{self, Row, RowsError};
+
+pub(crate) use table::readable;
+pub use table::time_ms;
+use table::{Table, TableError};
+
+use crate::objects::{ObjectError, Objects};
+use crate::store::{RowFile, Store, StoreError};
+
+/// The store of captured rows. One batch of a stream at a time: the caller sees to that.
+#[derive(Debug)]
+pub struct Sink {
+    store: Store,
+    objects: Objects,
+    site: String,
+    counters: Counters,
+}
+
+/// What has come in.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Batches that were answered with a receipt.
+    pub batches: AtomicU64,
+    /// Rows that were stored.
+    pub stored: AtomicU64,
+    /// Rows that were here already.
+    pub repeated: AtomicU64,
+    /// Rows that can't be decoded or contradict themselves.
+    pub refused: AtomicU64,
+}
+
+/// A batch that was not stored. The device sends it again.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// It can't be unpacked.
+    #[error(transparent)]
+    Rows(#[from] RowsError),
+    /// Its sequence numbers end beyond what can be counted.
+    #[error("sequence numbers from {0} can't be counted")]
+    Sequence(u64),
+    /// Its rows can't be written as Parquet.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The database said no; worth another try.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The object store said no; worth another try.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// Another attempt to store the same rows won; worth another try, which will find them stored.
+    #[error("the stream was moved by another attempt")]
+    Overtaken,
+    /// The task that decodes ended early.
+    #[error("decoding rows: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// An attempt to store a batch: what is to be written, and what it will mean.
+#[derive(Debug)]
+struct Attempt {
+    id: String,
+    before: u64,
+    through: u64,
+    files: Vec<(RowFile, Bytes)>,
+    refused: u64,
+    repeated: u64,
+}
+
+impl Sink {
+    /// Files rows under `site`.
+    pub fn new(store: Store, objects: Objects, site: String) -> Self {
+        Self { store, objects, site, counters: Counters::default() }
+    }
+
+    /// Stores what is new in a batch, and returns the receipt.
+    pub async fn accept(&self, device: &DeviceId, telemetry: Telemetry) -> Result<Receipt, SinkError> {
+        let stream = telemetry.stream.clone();
+        let attempt = self.prepare(device, telemetry).await?;
+        let receipt = Receipt { stream: stream.clone(), durable_through: attempt.through };
+        if attempt.through > attempt.before {
+            self.delete_unfinished(Some((device, &stream))).await?;
+            self.write(&stream, &attempt).await?;
+            if !self.commit(device, &stream, &attempt).await? {
+                return Err(SinkError::Overtaken);
+            }
+        }
+        let stored: u64 = attempt.files.iter().map(|(file, _)| file.rows).sum();
+        self.counters.batches.fetch_add(1, Ordering::Relaxed);
+        self.counters.stored.fetch_add(stored, Ordering::Relaxed);
+        self.counters.repeated.fetch_add(attempt.repeated, Ordering::Relaxed);
+        self.counters.refused.fetch_add(attempt.refused, Ordering::Relaxed);
+        Ok(receipt)
+    }
+
+    /// Deletes what attempts of a stream that did not come to their end have left, or those of all streams.
+    pub async fn delete_unfinished(&self, stream: Option<(&DeviceId, &str)>) -> Result<(), SinkError> {
+        let doomed = self.store.doom_pending(stream).await?;
+        for path in &doomed {
+            self.objects.delete(path).await?;
+        }
+        if !doomed.is_empty() {
+            self.store.forget_files(&doomed).await?;
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What has come in.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    async fn prepare(&self, device: &DeviceId, telemetry: Telemetry) -> Result<Attempt, SinkError> {
+        let before = self.store.durable_through(device, &telemetry.stream).await?;
+        let (device, site) = (device.clone(), self.site.clone());
+        let received_ms = crate::now_ms();
+        let decode = move || attempt(&device, &site, received_ms, before, &telemetry);
+        tokio::task::spawn_blocking(decode).await?
+    }
+
+    async fn write(&self, stream: &str, attempt: &Attempt) -> Result<(), SinkError> {
+        let files: Vec<RowFile> = attempt.files.iter().map(|(file, _)| file.clone()).collect();
+        self.store.begin_attempt(stream, &attempt.id, &files).await?;
+        for (file, parquet) in &attempt.files {
+            self.objects.put(&file.path, parquet.clone()).await?;
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, device: &DeviceId, stream: &str, attempt: &Attempt) -> Result<bool, StoreError> {
+        let stored = attempt.files.iter().map(|(file, _)| file.rows).sum();
+        let counts = (attempt.files.len(), stored, attempt.refused);
+        let places = (attempt.before, attempt.through);
+        self.store.commit_attempt(device, stream, &attempt.id, places, counts).await
+    }
+}
+
+fn attempt(
+    device: &DeviceId,
+    site: &str,
+    received_ms: u64,
+    before: u64,
+    telemetry: &Telemetry,
+) -> Result<Attempt, SinkError> {
+    let encoded = rows::unpack(telemetry.codec, &telemetry.rows)?;
+    let first = telemetry.first_sequence;
+    let end = first.checked_add(encoded.len() as u64).filter(|end| i64::try_from(*end).is_ok());
+    let last = end.ok_or(SinkError::Sequence(first))?.saturating_sub(1);
+    let count = encoded.len() as u64;
+    let fresh: Vec<_> = (first..).zip(encoded).filter(|(sequence, _)| *sequence > before).collect();
+    let repeated = count - fresh.len() as u64;
+    let decoded: Vec<(u64, Row)> =
+        fresh.iter().filter_map(|(sequence, bytes)| Some((*sequence, Row::decode(bytes).ok()?))).collect();
+    let undecodable = (fresh.len() - decoded.len()) as u64;
+    let (tables, refused) = table::tables((device, &telemetry.stream), received_ms, decoded)?;
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let file = |(position, table): (usize, Table)| {
+        let Table { model, version, day, first_ms, last_ms, rows, parquet } = table;
+        let path = format!("modeldata/{site}/{model}/{version}/{day}/{device}-{id}-{position}.parquet");
+        (RowFile { path, device: device.to_string(), model, version, day, first_ms, last_ms, rows }, parquet)
+    };
+    Ok(Attempt {
+        id: id.clone(),
+        before,
+        through: if count == 0 { before } else { before.max(last) },
+        files: tables.into_iter().enumerate().map(file).collect(),
+        refused: undecodable + refused,
+        repeated,
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use cloud_sync::contract::Ledger;
+    use serde_bytes::ByteBuf;
+
+    use super::*;
+    use crate::sink::table::tests::row;
+    use crate::store::FileQuery;
+
+    pub(crate) fn batch(first_sequence: u64, rows: impl IntoIterator<Item = Vec<u8>>) -> Telemetry {
+        let rows: Vec<Vec<u8>> = rows.into_iter().collect();
+        let (codec, rows) = rows::pack(&rows).unwrap();
+        let (stream, rows) = ("s1".to_owned(), ByteBuf::from(rows));
+        Telemetry { stream, first_sequence, codec, rows, ledger: Ledger::default() }
+    }
+
+    pub(crate) fn encoded(values: std::ops::Range<u32>) -> impl Iterator<Item = Vec<u8>> {
+        values.map(|value| row(value as f32, 1_700_000_000_000 + u64::from(value)).encode().unwrap())
+    }
+
+    pub(crate) struct Fixture {
+        pub(crate) directory: tempfile::TempDir,
+        pub(crate) sink: Sink,
+        pub(crate) device: DeviceId,
+    }
+
+    impl Fixture {
+        pub(crate) async fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let store = Store::open(&format!("sqlite:{}", directory.path().join("t.db").display())).await.unwrap();
+            let objects = Objects::open(&format!("file://{}/objects", directory.path().display())).unwrap();
+            let sink = Sink::new(store, objects, "plant".into());
+            Self { directory, sink, device: "d1".parse().unwrap() }
+        }
+
+        async fn accept(&self, telemetry: Telemetry) -> u64 {
+            self.sink.accept(&self.device, telemetry).await.unwrap().durable_through
+        }
+
+        /// Rows by the index, and rows in the directory: they must be the same.
+        async fn rows(&self) -> u64 {
+            let query = FileQuery { model: "load".into(), version: 0, since_ms: 0, until_ms: u64::MAX };
+            let files = self.sink.store.row_files(&query).await.unwrap();
+            let mut on_disk = 0;
+            let mut open = vec![self.directory.path().join("objects")];
+            while let Some(path) = open.pop() {
+                for entry in path.read_dir().unwrap() {
+                    let path = entry.unwrap().path();
+                    if path.is_dir() {
+                        open.push(path);
+                    } else {
+                        let file = std::fs::File::open(&path).unwrap();
+                        let metadata = parquet::file::reader::SerializedFileReader::new(file).unwrap();
+                        on_disk += parquet::file::reader::FileReader::metadata(&metadata).file_metadata().num_rows();
+                    }
+                }
+            }
+            let indexed = files.iter().map(|file| file.rows).sum();
+            assert_eq!(on_disk as u64, indexed, "the directory holds what the index says");
+            indexed
+        }
+    }
+
+    #[tokio::test]
+    async fn rows_are_stored_once_however_often_they_are_sent() {
+        let fixture = Fixture::new().await;
+        assert_eq!(fixture.accept(batch(1, encoded(0..10))).await, 10);
+        assert_eq!(fixture.accept(batch(1, encoded(0..10))).await, 10, "the same again");
+        assert_eq!(fixture.accept(batch(6, encoded(5..15))).await, 15, "an overlap");
+        assert_eq!(fixture.accept(batch(3, encoded(2..4))).await, 15, "an old one");
+        assert_eq!(fixture.accept(batch(21, encoded(20..25))).await, 25, "after a gap");
+        assert_eq!(fixture.accept(batch(26, [])).await, 25, "an empty one");
+        assert_eq!(fixture.rows().await, 20);
+        assert_eq!(fixture.sink.counters.repeated.load(Ordering::Relaxed), 17);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_was_cut_off_leaves_nothing() {
+        let fixture = Fixture::new().await;
+        let attempt = fixture.sink.prepare(&fixture.device, batch(1, encoded(0..10))).await.unwrap();
+        // The process ends here, between the object and its commit.
+        fixture.sink.write("s1", &attempt).await.unwrap();
+        assert_eq!(fixture.accept(batch(1, encoded(0..12))).await, 12);
+        assert_eq!(fixture.rows().await, 12);
+        assert!(!fixture.sink.commit(&fixture.device, "s1", &attempt).await.unwrap(), "it came back too late");
+        assert_eq!(fixture.rows().await, 12);
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_left_is_deleted_at_the_start() {
+        let fixture = Fixture::new().await;
+        let attempt = fixture.sink.prepare(&fixture.device, batch(1, encoded(0..10))).await.unwrap();
+        fixture.sink.write("s1", &attempt).await.unwrap();
+        // And it ends once more, after the attempt is given up and before its objects are deleted.
+        fixture.sink.store.doom_pending(None).await.unwrap();
+        fixture.sink.delete_unfinished(None).await.unwrap();
+        assert_eq!(fixture.rows().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_poisoned_row_is_counted_and_passed_over() {
+        let fixture = Fixture::new().await;
+        let mut rows: Vec<Vec<u8>> = encoded(0..3).collect();
+        rows[1] = b"nonsense".to_vec();
+        assert_eq!(fixture.accept(batch(1, rows)).await, 3);
+        assert_eq!(fixture.rows().await, 2);
+        assert_eq!(fixture.sink.counters.refused.load(Ordering::Relaxed), 1);
+        let endless = fixture.sink.accept(&fixture.device, batch(u64::MAX, encoded(0..2))).await;
+        assert!(matches!(endless, Err(SinkError::Sequence(_))), "{endless:?}");
+    }
+}

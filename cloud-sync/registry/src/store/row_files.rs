@@ -1,0 +1,195 @@
+//! Which rows are durable, and in which objects they are.
+//!
+//! An attempt to store a batch names its objects here before it writes them. It counts only if all of them are still
+//! pending and the stream is where the attempt found it; otherwise nothing of it counts and its objects are deleted.
+
+use cloud_sync::name::DeviceId;
+use sqlx::any::AnyRow;
+use sqlx::query;
+
+use super::{Store, StoreError, signed, sql, text, unsigned};
+
+/// An object with rows of one device, one model version and one day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowFile {
+    /// Where it lies in the object store.
+    pub path: String,
+    /// The device that captured the rows.
+    pub device: String,
+    /// The model that scored them.
+    pub model: String,
+    /// Its version.
+    pub version: u64,
+    /// `YYYY/MM/DD`
+    pub day: String,
+    /// The earliest of its rows, in milliseconds since 1970.
+    pub first_ms: u64,
+    /// The latest.
+    pub last_ms: u64,
+    /// How many rows it holds.
+    pub rows: u64,
+}
+
+/// Which files to look for.
+#[derive(Debug, Clone)]
+pub struct FileQuery {
+    /// The model.
+    pub model: String,
+    /// Its version; 0 for all.
+    pub version: u64,
+    /// Files with rows at or after this time.
+    pub since_ms: u64,
+    /// Files with rows before this time.
+    pub until_ms: u64,
+}
+
+impl Store {
+    /// The sequence number through which a stream is durable; 0 before its first row.
+    pub async fn durable_through(&self, device: &DeviceId, stream: &str) -> Result<u64, StoreError> {
+        const DOING: &str = "reading how far a stream is durable";
+        let found = query("SELECT durable_through FROM streams WHERE device = $1 AND stream = $2")
+            .bind(device.to_string())
+            .bind(stream.to_owned())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(sql(DOING))?;
+        found.map_or(Ok(0), |row| unsigned(&row, "durable_through", DOING))
+    }
+
+    /// Names the objects of an attempt before they are written.
+    pub async fn begin_attempt(&self, stream: &str, attempt: &str, files: &[RowFile]) -> Result<(), StoreError> {
+        const DOING: &str = "beginning to store rows";
+        let mut transaction = self.begin(DOING).await?;
+        for file in files {
+            query(
+                "INSERT INTO row_files \
+                 (path, state, device, stream, attempt, model, version, day, first_ms, last_ms, stored) \
+                 VALUES ($1, 'pending', $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            )
+            .bind(file.path.clone())
+            .bind(file.device.clone())
+            .bind(stream.to_owned())
+            .bind(attempt.to_owned())
+            .bind(file.model.clone())
+            .bind(signed(file.version, DOING)?)
+            .bind(file.day.clone())
+            .bind(signed(file.first_ms, DOING)?)
+            .bind(signed(file.last_ms, DOING)?)
+            .bind(signed(file.rows, DOING)?)
+            .execute(&mut *transaction)
+            .await
+            .map_err(sql(DOING))?;
+        }
+        transaction.commit().await.map_err(sql(DOING))
+    }
+
+    /// Makes an attempt count and moves its stream from `before` to `through`. False, and nothing done, if the stream
+    /// has moved or the attempt was given up by another.
+    pub async fn commit_attempt(
+        &self,
+        device: &DeviceId,
+        stream: &str,
+        attempt: &str,
+        (before, through): (u64, u64),
+        (files, stored, refused): (usize, u64, u64),
+    ) -> Result<bool, StoreError> {
+        const DOING: &str = "storing rows";
+        let mut transaction = self.begin(DOING).await?;
+        query(
+            "INSERT INTO streams (device, stream, durable_through, stored, refused) VALUES ($1, $2, 0, 0, 0) \
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(device.to_string())
+        .bind(stream.to_owned())
+        .execute(&mut *transaction)
+        .await
+        .map_err(sql(DOING))?;
+        let moved = query(
+            "UPDATE streams SET durable_through = $1, stored = stored + $2, refused = refused + $3 \
+             WHERE device = $4 AND stream = $5 AND durable_through = $6",
+        )
+        .bind(signed(through, DOING)?)
+        .bind(signed(stored, DOING)?)
+        .bind(signed(refused, DOING)?)
+        .bind(device.to_string())
+        .bind(stream.to_owned())
+        .bind(signed(before, DOING)?)
+        .execute(&mut *transaction)
+        .await
+        .map_err(sql(DOING))?;
+        let counted = query("UPDATE row_files SET state = 'durable' WHERE attempt = $1 AND state = 'pending'")
+            .bind(attempt.to_owned())
+            .execute(&mut *transaction)
+            .await
+            .map_err(sql(DOING))?;
+        if moved.rows_affected() != 1 || counted.rows_affected() != files as u64 {
+            transaction.rollback().await.map_err(sql(DOING))?;
+            return Ok(false);
+        }
+        transaction.commit().await.map_err(sql(DOING))?;
+        Ok(true)
+    }
+
+    /// Gives up every attempt of a stream that did not come to its end, or of all streams; returns the objects to delete.
+    /// Each stays on the list until [`Store::forget_files`], so that a crash before the deletion loses none.
+    pub async fn doom_pending(&self, stream: Option<(&DeviceId, &str)>) -> Result<Vec<String>, StoreError> {
+        const DOING: &str = "giving up unfinished rows";
+        let (device, stream) = stream.map_or((String::new(), String::new()), |(device, stream)| {
+            (device.to_string(), stream.to_owned())
+        });
+        let rows = query(
+            "UPDATE row_files SET state = 'doomed' WHERE state <> 'durable' \
+             AND ($1 = '' OR (device = $1 AND stream = $2)) RETURNING path",
+        )
+        .bind(device)
+        .bind(stream)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(sql(DOING))?;
+        rows.iter().map(|row| text(row, "path", DOING)).collect()
+    }
+
+    /// Forgets doomed objects once they are deleted.
+    pub async fn forget_files(&self, paths: &[String]) -> Result<(), StoreError> {
+        const DOING: &str = "forgetting deleted objects";
+        let mut transaction = self.begin(DOING).await?;
+        for path in paths {
+            query("DELETE FROM row_files WHERE path = $1 AND state = 'doomed'")
+                .bind(path.clone())
+                .execute(&mut *transaction)
+                .await
+                .map_err(sql(DOING))?;
+        }
+        transaction.commit().await.map_err(sql(DOING))
+    }
+
+    /// The durable files of a query, in the order of version, day, device and first row.
+    pub async fn row_files(&self, wanted: &FileQuery) -> Result<Vec<RowFile>, StoreError> {
+        const DOING: &str = "looking for rows";
+        let rows = query(
+            "SELECT path, device, model, version, day, first_ms, last_ms, stored FROM row_files \
+             WHERE model = $1 AND ($2 = 0 OR version = $2) AND last_ms >= $3 AND first_ms < $4 \
+             AND state = 'durable' ORDER BY version, day, device, first_ms, path",
+        )
+        .bind(wanted.model.clone())
+        .bind(signed(wanted.version, DOING)?)
+        .bind(i64::try_from(wanted.since_ms).unwrap_or(i64::MAX))
+        .bind(i64::try_from(wanted.until_ms).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(sql(DOING))?;
+        let file = |row: &AnyRow| {
+            Ok(RowFile {
+                path: text(row, "path", DOING)?,
+                device: text(row, "device", DOING)?,
+                model: text(row, "model", DOING)?,
+                version: unsigned(row, "version", DOING)?,
+                day: text(row, "day", DOING)?,
+                first_ms: unsigned(row, "first_ms", DOING)?,
+                last_ms: unsigned(row, "last_ms", DOING)?,
+                rows: unsigned(row, "stored", DOING)?,
+            })
+        };
+        rows.iter().map(file).collect()
+    }
+}

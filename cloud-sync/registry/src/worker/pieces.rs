@@ -1,0 +1,114 @@
+//! Pieces of objects for devices that pull, with the objects that were asked for last in memory: a fleet that gets a
+//! new version asks for the same chunks, and a manifest is asked for piece by piece.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use cloud_sync::contract::{Chunk, Want};
+use cloud_sync::digest::Digest;
+use cloud_sync::limits::MAX_PIECE_BYTES;
+use serde_bytes::ByteBuf;
+
+use crate::objects::{Named, ObjectError, Objects};
+
+/// Bytes of objects that are kept in memory: a few small models, or the largest manifest with room beside it.
+const CACHE_BYTES: usize = 32 * 1024 * 1024;
+
+/// Reads pieces of chunks and manifests.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    objects: Objects,
+    cache: Mutex<Cache>,
+}
+
+/// Objects in memory, the first to come the first to go.
+#[derive(Debug, Default)]
+struct Cache {
+    objects: HashMap<Digest, Bytes>,
+    order: VecDeque<Digest>,
+    bytes: usize,
+}
+
+impl Pieces {
+    pub(super) fn new(objects: Objects) -> Self {
+        Self { objects, cache: Mutex::default() }
+    }
+
+    /// The piece that is wanted, or the word that there is no such object.
+    pub(super) async fn read(&self, want: &Want) -> Result<Chunk, ObjectError> {
+        let object = self.object(want.digest).await?.unwrap_or_default();
+        let begin = usize::try_from(want.offset).unwrap_or(usize::MAX).min(object.len());
+        let end = begin.saturating_add(MAX_PIECE_BYTES).min(object.len());
+        let bytes = object.get(begin..end).unwrap_or_default();
+        Ok(Chunk {
+            digest: want.digest,
+            offset: want.offset,
+            total: object.len() as u64,
+            bytes: ByteBuf::from(bytes),
+        })
+    }
+
+    async fn object(&self, digest: Digest) -> Result<Option<Bytes>, ObjectError> {
+        let cached = self.cache.lock().unwrap_or_else(PoisonError::into_inner).objects.get(&digest).cloned();
+        if cached.is_some() {
+            return Ok(cached);
+        }
+        let mut found = self.objects.get_named(Named::Chunk(digest)).await?;
+        if found.is_none() {
+            found = self.objects.get_named(Named::Manifest(digest)).await?;
+        }
+        if let Some(bytes) = &found {
+            self.cache.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, bytes.clone());
+        }
+        Ok(found)
+    }
+}
+
+impl Cache {
+    fn insert(&mut self, digest: Digest, bytes: Bytes) {
+        let size = bytes.len();
+        if self.objects.insert(digest, bytes).is_none() {
+            self.order.push_back(digest);
+            self.bytes += size;
+        }
+        while self.bytes > CACHE_BYTES
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.bytes -= self.objects.remove(&oldest).map_or(0, |bytes| bytes.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_object_comes_in_pieces_and_an_unknown_one_as_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let objects = Objects::open(&format!("file://{}", directory.path().display())).unwrap();
+        let object: Vec<u8> = (0..MAX_PIECE_BYTES + 10).map(|i| i as u8).collect();
+        let digest = Digest::of(&object);
+        objects.put_named(Named::Manifest(digest), object.clone().into()).await.unwrap();
+        let pieces = Pieces::new(objects);
+        let first = pieces.read(&Want { digest, offset: 0 }).await.unwrap();
+        let second = pieces.read(&Want { digest, offset: MAX_PIECE_BYTES as u64 }).await.unwrap();
+        assert_eq!((first.total, second.bytes.len()), (object.len() as u64, 10));
+        assert_eq!([first.bytes.as_slice(), &second.bytes].concat(), object);
+        assert!(pieces.read(&Want { digest, offset: u64::MAX }).await.unwrap().bytes.is_empty());
+        let unknown = pieces.read(&Want { digest: Digest::of(b"?"), offset: 0 }).await.unwrap();
+        assert_eq!(unknown.total, 0);
+    }
+
+    #[test]
+    fn the_cache_keeps_its_bound() {
+        let mut cache = Cache::default();
+        let large = Bytes::from(vec![0; CACHE_BYTES / 2]);
+        for name in ["a", "b", "c", "c"] {
+            cache.insert(Digest::of(name.as_bytes()), large.clone());
+        }
+        assert_eq!((cache.objects.len(), cache.bytes), (2, CACHE_BYTES));
+        assert!(!cache.objects.contains_key(&Digest::of(b"a")));
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use cloud_sync::contract::{Ledger, ModelSettings, Phase};
+use cloud_sync::contract::{Ledger, ModelSettings, Phase, Transfer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -217,6 +217,9 @@ pub struct DeviceModel {
     pub provider: Option<String>,
     /// Memory that loading it took, in bytes.
     pub memory_bytes: Option<u64>,
+    /// What it took to bring the active version there.
+    #[schema(value_type = Option<Object>)]
+    pub transfer: Option<Transfer>,
 }
 
 /// A page of devices.

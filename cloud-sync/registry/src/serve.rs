@@ -209,6 +209,8 @@ pub async fn serve(
     ready(&Ready { http, mqtt: url });
 
     let unasked = tokio::select! {
+        // When asked, a task may end before it is seen here that it was asked.
+        biased;
         () = stop.cancelled() => None,
         ended = tasks.join_next() => Some(name_of(ended)),
     };

@@ -172,6 +172,7 @@ fn device_record(row: DeviceRow) -> DeviceRecord {
         entry.engine = model.engine;
         entry.provider = model.provider;
         entry.memory_bytes = model.memory_bytes;
+        entry.transfer = model.transfer;
     }
     let seen = row.seen_ms.and_then(|ms| jiff::Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok());
     let reported = row.reported.as_ref();
@@ -202,5 +203,6 @@ fn entry<'a>(models: &'a mut BTreeMap<String, DeviceModel>, name: &str) -> &'a m
         engine: None,
         provider: None,
         memory_bytes: None,
+        transfer: None,
     })
 }

@@ -44,6 +44,8 @@ fn options(data: &Path) -> Options {
 
 impl Server {
     async fn start(options: Options) -> Self {
+        let filter = tracing_subscriber::EnvFilter::try_from_env("EDGEWISE_LOG").unwrap_or_default();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let stop = CancellationToken::new();
         let (tell, told) = oneshot::channel();
         let serving = serve(options, stop.clone(), move |ready| tell.send(ready.clone()).unwrap());
@@ -97,14 +99,15 @@ impl Device {
         .unwrap();
         tokio::spawn(driver.run(CancellationToken::new()));
         let mut device = Self { id, sender, events };
-        while !matches!(device.event().await, Event::Connected) {}
+        while !matches!(device.event("connected").await, Event::Connected) {}
         let presence = Presence { online: true, boot_id: "b".into(), agent_version: "0.1.0".into() };
         device.send(&presence).await;
         device
     }
 
-    async fn event(&mut self) -> Event {
-        tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("an event in time").unwrap()
+    async fn event(&mut self, wanted: &str) -> Event {
+        let event = tokio::time::timeout(PATIENCE, self.events.recv()).await;
+        event.unwrap_or_else(|_| panic!("no {wanted} in {PATIENCE:?}")).unwrap()
     }
 
     async fn send<M: Message>(&self, message: &M) {
@@ -116,7 +119,7 @@ impl Device {
     async fn receive<M: Message>(&mut self) -> M {
         let topic = Root::default().topic(&self.id, M::KIND);
         loop {
-            if let Event::Message(message) = self.event().await
+            if let Event::Message(message) = self.event(M::KIND.as_str()).await
                 && message.topic == topic
             {
                 return contract::decode(&message.body).unwrap();
@@ -151,6 +154,7 @@ impl Device {
             engine: Some("tract".into()),
             provider: Some("tract".into()),
             memory_bytes: Some(1),
+            transfer: None,
         };
         self.send(&Reported {
             revision: desired.revision,

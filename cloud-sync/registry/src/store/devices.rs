@@ -293,6 +293,7 @@ pub(super) mod tests {
             engine: None,
             provider: None,
             memory_bytes: None,
+            transfer: None,
         };
         Reported {
             revision: 1,

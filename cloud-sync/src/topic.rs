@@ -128,7 +128,8 @@ impl Root {
     /// since a broker gives no retained messages to a shared subscription.
     pub fn of_registry(&self) -> Vec<(String, Qos)> {
         let all = |kind: Kind| (format!("{}/+/{kind}", self.0), kind.qos());
-        let shared = |kind: Kind| (format!("$share/registry/{}/+/{kind}", self.0), kind.qos());
+        // A group for each kind: rumqttd 0.20 keeps one place in the log for a group, whatever its filters are.
+        let shared = |kind: Kind| (format!("$share/registry-{kind}/{}/+/{kind}", self.0), kind.qos());
         vec![
             all(Kind::Presence),
             all(Kind::Reported),

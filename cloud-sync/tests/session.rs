@@ -194,11 +194,11 @@ async fn over_tls_both_ends_prove_who_they_are() {
     for (host, tls, why) in [
         ("localhost", tls("stranger", Some("client")), "UnknownIssuer"),
         ("127.0.0.1", tls("ca", Some("client")), "not valid for name"),
+        // The broker closes at once, so its alert may be lost to the reset.
         ("localhost", tls("ca", None), ""),
     ] {
         let mut refused = Session::start(mqtts(host, tls));
         let reason = refused.lost().await;
-        println!("{reason}");
         assert!(reason.contains(why), "{reason}, not {why}");
         assert!(!refused.sender.is_online());
     }

@@ -28,7 +28,13 @@ Errors are one line on standard error that says what to do.";
 #[command(name = "edgewise", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
 pub struct Cli {
     /// Where the registry is.
-    #[arg(long, global = true, env = "EDGEWISE_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "EDGEWISE_URL",
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URL"
+    )]
     url: String,
     /// The token that the registry asks for.
     #[arg(long, global = true, env = "EDGEWISE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
@@ -43,7 +49,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Noun {
     /// Run the registry: HTTP API, MQTT worker and, by default, an embedded broker.
-    Serve(serve::Arguments),
+    Serve(Box<serve::Arguments>),
     /// Register, list, show, tag, delete and pull models.
     #[command(subcommand)]
     Model(model::Verb),
@@ -109,7 +115,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), CliError> {
     let context = Context { client: Client::new(&cli.url, cli.token.as_deref()), json: cli.json };
     match cli.noun {
-        Noun::Serve(arguments) => serve::run(arguments),
+        Noun::Serve(arguments) => serve::run(*arguments),
         Noun::Model(verb) => model::run(&context, verb),
         Noun::Deploy(arguments) => device::deploy(&context, arguments),
         Noun::Undeploy(arguments) => device::undeploy(&context, arguments),

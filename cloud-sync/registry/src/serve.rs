@@ -135,8 +135,10 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let token = token(&options)?;
     let data = prepare(&options.data)?;
-    let database = options.database.clone().unwrap_or_else(|| format!("sqlite:{}", escaped(&data.join("edgewise.db"))));
-    let storage = options.storage.clone().unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
+    let database =
+        options.database.clone().unwrap_or_else(|| format!("sqlite:{}", escaped(&data.join("edgewise.db"))));
+    let storage =
+        options.storage.clone().unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
     let objects = Objects::open(&storage)?;
     let store = Store::open(&database).await?;
     let listener = TcpListener::bind(options.http).await;
@@ -157,7 +159,11 @@ pub async fn serve(
                 "the embedded broker"
             });
             let address = embedded.address;
-            (BrokerUrl { host: address.ip().to_string(), port: address.port(), tls: false }, None, TlsFiles::default())
+            (
+                BrokerUrl { host: address.ip().to_string(), port: address.port(), tls: false },
+                None,
+                TlsFiles::default(),
+            )
         }
     };
     let (sender, events, driver) = session::open(session::Options {
@@ -236,7 +242,11 @@ pub async fn serve(
 pub async fn serve_until_signal(options: Options) -> Result<(), ServeError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| {
-        signal(kind).map_err(|source| ServeError::File { doing: "listening for", path: "signals".into(), source })
+        signal(kind).map_err(|source| ServeError::File {
+            doing: "listening for",
+            path: "signals".into(),
+            source,
+        })
     };
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let stop = CancellationToken::new();
@@ -258,7 +268,11 @@ pub async fn serve_until_signal(options: Options) -> Result<(), ServeError> {
     .await
 }
 
-fn spawn(tasks: &mut JoinSet<&'static str>, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+fn spawn(
+    tasks: &mut JoinSet<&'static str>,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
     tasks.spawn(async move {
         task.await;
         name
@@ -301,7 +315,11 @@ pub fn secret(path: &Path) -> Result<String, ServeError> {
     use std::io::Read;
     let failed = |source| ServeError::File { doing: "reading", path: path.to_owned(), source };
     let mut text = String::new();
-    std::fs::File::open(path).map_err(failed)?.take(MAX_SECRET_BYTES).read_to_string(&mut text).map_err(failed)?;
+    std::fs::File::open(path)
+        .map_err(failed)?
+        .take(MAX_SECRET_BYTES)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 

@@ -240,7 +240,8 @@ pub(crate) mod tests {
     impl Fixture {
         pub(crate) async fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
-            let store = Store::open(&format!("sqlite:{}", directory.path().join("t.db").display())).await.unwrap();
+            let store =
+                Store::open(&format!("sqlite:{}", directory.path().join("t.db").display())).await.unwrap();
             let objects = Objects::open(&format!("file://{}/objects", directory.path().display())).unwrap();
             let sink = Sink::new(store, objects, "plant".into());
             Self { directory, sink, device: "d1".parse().unwrap() }
@@ -264,7 +265,8 @@ pub(crate) mod tests {
                     } else {
                         let file = std::fs::File::open(&path).unwrap();
                         let metadata = parquet::file::reader::SerializedFileReader::new(file).unwrap();
-                        on_disk += parquet::file::reader::FileReader::metadata(&metadata).file_metadata().num_rows();
+                        on_disk +=
+                            parquet::file::reader::FileReader::metadata(&metadata).file_metadata().num_rows();
                     }
                 }
             }
@@ -307,7 +309,10 @@ pub(crate) mod tests {
         fixture.sink.write("s1", &attempt).await.unwrap();
         assert_eq!(fixture.accept(batch(1, encoded(0..12))).await, 12);
         assert_eq!(fixture.rows().await, 12);
-        assert!(!fixture.sink.commit(&fixture.device, "s1", &attempt).await.unwrap(), "it came back too late");
+        assert!(
+            !fixture.sink.commit(&fixture.device, "s1", &attempt).await.unwrap(),
+            "it came back too late"
+        );
         assert_eq!(fixture.rows().await, 12);
     }
 

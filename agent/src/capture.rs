@@ -77,7 +77,7 @@ enum Message {
     /// A request to keep.
     Keep(Box<Item>),
     /// Answer once everything before this is in the spool.
-    Settle(oneshot::Sender<()>),
+    Settle(oneshot::Sender<u64>),
 }
 
 struct Item {
@@ -136,15 +136,14 @@ impl Capture {
         }
     }
 
-    /// Returns once everything that was offered before is in the spool or counted as shed.
-    pub async fn settle(&self) {
+    /// Returns once everything that was offered before is in the spool or counted as shed; gives the number of
+    /// rows that have been captured by then.
+    pub async fn settle(&self) -> u64 {
         let (answer, done) = oneshot::channel();
         let queue = self.queue.clone();
         // A full queue is waited for off the network's threads.
         let sent = tokio::task::spawn_blocking(move || queue.send(Message::Settle(answer)).is_ok()).await;
-        if matches!(sent, Ok(true)) {
-            let _ = done.await;
-        }
+        if matches!(sent, Ok(true)) { done.await.unwrap_or(0) } else { 0 }
     }
 
     /// A way that leads nowhere, for an agent without a cloud: nothing is captured.
@@ -239,7 +238,7 @@ impl Writer {
             }
         }
         for answer in group.settled {
-            let _ = answer.send(());
+            let _ = answer.send(spool.ledger().captured);
         }
     }
 }
@@ -249,7 +248,7 @@ impl Writer {
 struct Group {
     rows: Vec<Vec<u8>>,
     too_large: u64,
-    settled: Vec<oneshot::Sender<()>>,
+    settled: Vec<oneshot::Sender<u64>>,
 }
 
 /// Milliseconds since 1970 by this device's clock; 0 for a clock before that.

@@ -164,10 +164,14 @@ impl Commands {
 
     /// Waits until every row that is captured by now is in the cloud.
     async fn flush(&self, left: Duration) -> Result<Answer, Answer> {
-        self.service.capture.settle().await;
+        let captured = self.service.capture.settle().await;
         self.flush.send_modify(|count| *count += 1);
         let mut ledger = self.ledger.clone();
-        let gone = tokio::time::timeout(left, ledger.wait_for(|ledger| ledger.held == 0)).await;
+        let gone = tokio::time::timeout(
+            left,
+            ledger.wait_for(|ledger| ledger.captured >= captured && ledger.held == 0),
+        )
+        .await;
         let status = if matches!(gone, Ok(Ok(_))) { 200 } else { 504 };
         let ledger = self.ledger.borrow().clone();
         serde_json::to_value(ledger)

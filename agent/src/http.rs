@@ -290,3 +290,6 @@ fn answer_for(uri: &Uri, failure: &Failure) -> Response {
 fn json(body: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
+
+#[cfg(test)]
+mod tests;

@@ -298,3 +298,6 @@ fn write_metrics(lines: &[Line]) -> String {
     counter("edgewise_route_unsent_total", "Answers that found no broker.", |c| &c.unsent);
     exposition.into_text()
 }
+
+#[cfg(test)]
+mod tests;

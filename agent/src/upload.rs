@@ -4,8 +4,11 @@
 //! - A row leaves the spool only on the cloud's receipt; a broker's word that it has a message is worth nothing.
 //! - After a reconnect, or when a receipt does not come, everything without a receipt is sent again; the cloud
 //!   keeps each row once, by its stream and sequence number.
+//! - Each batch names the row that was sent before it, so the cloud notices a batch that was lost; its receipt
+//!   says again how far it has come, and what follows is sent again at once.
 //! - At most [`IN_FLIGHT`] batches are on their way, each within one message.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,6 +31,9 @@ const BATCH_BYTES: usize = MAX_MESSAGE_BYTES - ENVELOPE_BYTES - 24 * 1024;
 
 /// How long a receipt may take at first, and at most: a busy cloud is not asked twice as often as it can answer.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(320));
+
+/// How long receipts without news may be answers to what was sent before the last repetition.
+const ECHO: Duration = Duration::from_secs(2);
 
 /// Pause after the disk refused to be read.
 const DISK_RETRY: Duration = Duration::from_secs(10);
@@ -59,10 +65,14 @@ pub struct Uploader {
 struct Flight {
     /// The last row that was sent; 0 for none.
     sent: u64,
+    /// The last row that has a receipt, as far as this run of sending knows.
+    confirmed: u64,
     /// The last row of each batch without a receipt, oldest first.
-    batches: std::collections::VecDeque<u64>,
+    batches: VecDeque<u64>,
     /// When the oldest of them was sent, or progress was made.
     since: Instant,
+    /// When rows were last sent again.
+    resent: Option<Instant>,
     patience: Duration,
 }
 
@@ -103,7 +113,7 @@ impl Uploader {
             () = tokio::time::sleep(flight.remaining()) => {
                 if flight.is_overdue() {
                     tracing::warn!("no receipt came; sending again");
-                    flight.again();
+                    flight.again(flight.patience.saturating_mul(2).min(PATIENCE.1));
                 }
             }
         }
@@ -139,7 +149,7 @@ impl Uploader {
             }
         };
         let ledger = self.ledger.borrow().clone();
-        let batch = Telemetry { stream, first_sequence, codec, rows: ByteBuf::from(packed), ledger };
+        let batch = Telemetry { stream, first_sequence, after, codec, rows: ByteBuf::from(packed), ledger };
         match self.link.telemetry(&batch).await {
             Ok(()) => {
                 flight.add(last);
@@ -213,8 +223,10 @@ impl Flight {
     fn new() -> Self {
         Self {
             sent: 0,
-            batches: std::collections::VecDeque::new(),
+            confirmed: 0,
+            batches: VecDeque::new(),
             since: Instant::now(),
+            resent: None,
             patience: PATIENCE.0,
         }
     }
@@ -227,11 +239,20 @@ impl Flight {
         self.batches.push_back(last);
     }
 
+    /// Takes a receipt. One that brings nothing new while batches are on their way says that one of them was
+    /// lost on its way; those behind it are answered alike, so for a while such receipts are echoes.
     fn confirmed(&mut self, through: u64) {
+        let is_news = through > self.confirmed;
+        self.confirmed = self.confirmed.max(through);
         self.batches.retain(|last| *last > through);
         self.sent = self.sent.max(through);
-        self.since = Instant::now();
-        self.patience = PATIENCE.0;
+        if is_news {
+            self.since = Instant::now();
+            self.patience = PATIENCE.0;
+        } else if !self.batches.is_empty() && self.resent.is_none_or(|resent| resent.elapsed() >= ECHO) {
+            tracing::debug!(through, "a batch was lost; sending again");
+            self.again(self.patience);
+        }
     }
 
     fn remaining(&self) -> Duration {
@@ -242,9 +263,9 @@ impl Flight {
         !self.batches.is_empty() && self.since.elapsed() >= self.patience
     }
 
-    /// Everything without a receipt goes again, and is waited for longer.
-    fn again(&mut self) {
-        let patience = self.patience.saturating_mul(2).min(PATIENCE.1);
-        *self = Self { patience, ..Self::new() };
+    /// Everything without a receipt goes again.
+    fn again(&mut self, patience: Duration) {
+        let confirmed = self.confirmed;
+        *self = Self { patience, confirmed, resent: Some(Instant::now()), ..Self::new() };
     }
 }

@@ -124,18 +124,11 @@ impl Bundle {
     pub fn read(&self, path: &BundlePath) -> Result<Vec<u8>, BundleError> {
         let entry = self.manifest.file(path).ok_or_else(|| BundleError::Missing(path.clone()))?;
         let mut bytes = Vec::with_capacity(usize::try_from(entry.size).unwrap_or(0));
-        self.reader(entry)?.read_to_end(&mut bytes).map_err(io_error("reading", Path::new(path.as_str())))?;
-        let mut rest = bytes.as_slice();
-        for chunk in &entry.chunks {
-            let (head, tail) = rest
-                .split_at_checked(chunk.size as usize)
-                .ok_or_else(|| BundleError::Damaged(path.to_string()))?;
-            if Digest::of(head) != chunk.digest {
-                return Err(BundleError::Damaged(path.to_string()));
-            }
-            rest = tail;
-        }
-        if rest.is_empty() { Ok(bytes) } else { Err(BundleError::Damaged(path.to_string())) }
+        self.chunks_of(entry, |_, chunk| {
+            bytes.extend_from_slice(chunk);
+            Ok::<(), BundleError>(())
+        })?;
+        Ok(bytes)
     }
 
     /// Hands over every chunk of the bundle once for each place that it has, compared with the manifest.
@@ -143,27 +136,16 @@ impl Bundle {
         &self,
         mut each: impl FnMut(ChunkRef, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        for entry in &self.manifest.files {
-            let mut reader = self.reader(entry)?;
-            let mut buffer = Vec::new();
-            for chunk in &entry.chunks {
-                buffer.resize(chunk.size as usize, 0);
-                reader
-                    .read_exact(&mut buffer)
-                    .map_err(io_error("reading", Path::new(entry.path.as_str())))?;
-                if Digest::of(&buffer) != chunk.digest {
-                    return Err(BundleError::Damaged(entry.path.to_string()).into());
-                }
-                each(*chunk, &buffer)?;
-            }
-        }
-        Ok(())
+        self.manifest.files.iter().try_for_each(|entry| self.chunks_of(entry, &mut each))
     }
 
-    /// Writes the one-file form. `chunk` is told the bytes written so far, for a progress bar.
-    pub fn write_archive(&self, output: impl Write, progress: impl FnMut(u64)) -> Result<(), BundleError> {
+    /// Writes the one-file form. `progress` is told the bytes written so far, for a progress bar.
+    pub fn write_archive(
+        &self,
+        output: impl Write,
+        mut progress: impl FnMut(u64),
+    ) -> Result<(), BundleError> {
         let mut writer = archive::Writer::new(output, &self.manifest, &self.encoded)?;
-        let mut progress = progress;
         let mut written = 0;
         self.each_chunk(|_, bytes| {
             writer.write(bytes)?;
@@ -201,12 +183,31 @@ impl Bundle {
         Ok(bundle)
     }
 
-    fn reader(&self, entry: &FileEntry) -> Result<Box<dyn Read + '_>, BundleError> {
-        match &self.source {
-            // One byte more than promised, so that a file that grew is noticed and one without end is not read.
-            Source::Directory(directory) => Ok(Box::new(directory.reader(&entry.path)?.take(entry.size + 1))),
-            Source::Archive(archive) => Ok(Box::new(archive.reader(&entry.path)?.take(entry.size))),
+    /// The chunks of one file, each compared with the manifest before it is handed over.
+    fn chunks_of<E: From<BundleError>>(
+        &self,
+        entry: &FileEntry,
+        mut each: impl FnMut(ChunkRef, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut reader = match &self.source {
+            Source::Directory(directory) => directory.reader(&entry.path)?,
+            Source::Archive(archive) => archive.reader(&entry.path)?,
+        };
+        let damaged = || BundleError::Damaged(entry.path.to_string());
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged(),
+            _ => io_error("reading", Path::new(entry.path.as_str()))(error),
+        };
+        let mut buffer = Vec::new();
+        for chunk in &entry.chunks {
+            buffer.resize(chunk.size as usize, 0);
+            reader.read_exact(&mut buffer).map_err(failed)?;
+            if Digest::of(&buffer) != chunk.digest {
+                return Err(damaged().into());
+            }
+            each(*chunk, &buffer)?;
         }
+        Ok(())
     }
 }
 

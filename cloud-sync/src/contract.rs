@@ -340,9 +340,13 @@ pub struct Chunk {
 pub struct Telemetry {
     /// The spool that the rows come from; a new spool is a new stream.
     pub stream: String,
-    /// The sequence number of the first row, from 1. Numbers that are skipped between two batches were
-    /// given up by the device and stand in its ledger.
+    /// The sequence number of the first row, from 1.
     pub first_sequence: u64,
+    /// The last row that was sent before these and has no receipt yet; 0 if there is none. Rows between it and
+    /// `first_sequence` were given up by the device and stand in its ledger. The cloud must not store this
+    /// batch before it has that row: a batch that was lost on the way would be taken for rows given up.
+    #[serde(default)]
+    pub after: u64,
     /// How `rows` is packed.
     pub codec: Codec,
     /// See [`crate::rows`].

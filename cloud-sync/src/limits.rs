@@ -6,7 +6,7 @@
 pub const MAX_MESSAGE_BYTES: usize = 128 * 1024;
 
 /// Largest MQTT packet that is read at all. Twice what we ever send leaves room for a broker's own
-/// properties; what is larger comes from a stranger, ends the connection, and is counted.
+/// properties; what is larger comes from a stranger, ends the connection, and is counted as dropped.
 pub const MAX_PACKET_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
 
 /// Bytes of a message that its envelope (field names, digests, counters) may take beside its payload.
@@ -32,8 +32,8 @@ pub const MAX_BUNDLE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 /// Most files in a bundle, so that a hostile archive can't exhaust inodes or memory.
 pub const MAX_BUNDLE_FILES: usize = 1024;
 
-/// Longest path of a file in a bundle, in bytes.
-pub const MAX_PATH_BYTES: usize = 255;
+/// Longest path of a file in a bundle, in bytes: what the header of a plain tar holds, whatever the parts.
+pub const MAX_PATH_BYTES: usize = 100;
 
 /// Largest `model.toml`, labels or golden file that is read whole for checking.
 pub const MAX_DESCRIPTION_BYTES: u64 = 1024 * 1024;

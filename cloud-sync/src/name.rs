@@ -86,7 +86,9 @@ impl FromStr for ModelVersion {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let wrong = || NameError::Version(crate::limits::bounded_text(text));
         let (name, version) = text.split_once(':').ok_or_else(wrong)?;
-        let version = version.parse().ok().filter(|&v| v > 0).ok_or_else(wrong)?;
+        // Rust reads "+3" and "03" too; a version has one spelling.
+        let version = if version.starts_with(['+', '0']) { None } else { version.parse().ok() };
+        let version = version.ok_or_else(wrong)?;
         Ok(Self { name: name.parse()?, version })
     }
 }
@@ -150,7 +152,7 @@ mod tests {
     fn versions_read_as_they_print() {
         let version: ModelVersion = "load:12".parse().unwrap();
         assert_eq!(version.to_string(), "load:12");
-        for bad in ["load", "load:", "load:0", "load:-1", "load:1:2", ":1", "load:x"] {
+        for bad in ["load", "load:", "load:0", "load:-1", "load:1:2", ":1", "load:x", "load:+1", "load:01"] {
             assert!(bad.parse::<ModelVersion>().is_err(), "{bad}");
         }
     }

@@ -4,12 +4,14 @@
 //! cloud decodes it. Each row is a byte string of its own inside a batch, so that one that can't be decoded
 //! costs itself and not its neighbours.
 
+use std::fmt;
 use std::io::{Read, Write};
 
 use flate2::Compression;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_bytes::{ByteBuf, Bytes};
 
 use crate::contract::Codec;
@@ -107,7 +109,7 @@ pub fn pack(rows: &[Vec<u8>]) -> Result<(Codec, Vec<u8>), RowsError> {
 
 /// Unpacks the encoded rows of a batch, never into more than [`limits::MAX_BATCH_BYTES`].
 pub fn unpack(codec: Codec, packed: &[u8]) -> Result<Vec<ByteBuf>, RowsError> {
-    let rows: Vec<ByteBuf> = match codec {
+    let Rows(rows) = match codec {
         Codec::Cbor => serde_cbor::from_slice(packed).map_err(RowsError::Batch)?,
         Codec::CborDeflate => {
             let mut plain = Vec::new();
@@ -120,8 +122,35 @@ pub fn unpack(codec: Codec, packed: &[u8]) -> Result<Vec<ByteBuf>, RowsError> {
             serde_cbor::from_slice(&plain).map_err(RowsError::Batch)?
         }
     };
-    bounded("rows in a batch", rows.len(), limits::MAX_BATCH_ROWS)?;
     Ok(rows)
+}
+
+/// The rows of a batch, counted while they are read: an empty row is one byte on the wire and 24 in memory.
+struct Rows(Vec<ByteBuf>);
+
+impl<'de> Deserialize<'de> for Rows {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Rows;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {} rows", limits::MAX_BATCH_ROWS)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Rows, A::Error> {
+                let mut rows = Vec::new();
+                while let Some(row) = list.next_element()? {
+                    if rows.len() == limits::MAX_BATCH_ROWS {
+                        return Err(A::Error::invalid_length(rows.len() + 1, &self));
+                    }
+                    rows.push(row);
+                }
+                Ok(Rows(rows))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
 }
 
 fn bounded(what: &'static str, given: usize, limit: usize) -> Result<(), RowsError> {
@@ -171,6 +200,15 @@ mod tests {
         let bomb = encoder.finish().unwrap();
         assert!(bomb.len() < limits::MAX_MESSAGE_BYTES, "the bomb fits into a message");
         assert!(matches!(unpack(Codec::CborDeflate, &bomb), Err(RowsError::Limit { .. })));
+    }
+
+    #[test]
+    fn a_batch_of_too_many_rows_is_refused() {
+        let list = vec![Bytes::new(b""); limits::MAX_BATCH_ROWS + 1];
+        let most = serde_cbor::to_vec(&list[1..].to_vec()).unwrap();
+        assert_eq!(unpack(Codec::Cbor, &most).unwrap().len(), limits::MAX_BATCH_ROWS);
+        let more = serde_cbor::to_vec(&list).unwrap();
+        assert!(unpack(Codec::Cbor, &more).unwrap_err().to_string().contains("at most 4096 rows"));
     }
 
     #[test]

@@ -1,35 +1,36 @@
 //! One MQTT 3.1.1 connection that survives: connects, subscribes, and does both again for ever.
 //!
-//! The only file that names the MQTT client. It knows nothing of our messages, so the same session carries
-//! the registry's link, the device's link and the device's local routes.
+//! Only this file and its folder name the MQTT client. They know nothing of our messages, so the same session
+//! carries the registry's link, the device's link and the device's local routes.
 //!
 //! Invariants:
 //! - Nothing is promised across a lost connection: what was queued or unacknowledged then is forgotten here
 //!   (the client drops it too when the broker forgot the session), and whoever needs it sends it again after
 //!   [`Event::Connected`]. So no stale state is ever published after a reconnect.
-//! - [`Event::Connected`] comes after the broker has granted every subscription.
-//! - A slow consumer never stops the keep-alive: what does not fit into its queue is dropped and counted.
+//! - [`Event::Connected`] comes after the broker has granted every subscription, and is never missed: a
+//!   connection that can't be told to the consumer is given up and made again.
+//! - A slow consumer never stops the keep-alive: messages that do not fit into its queue are dropped and
+//!   counted.
 //! - An undecodable or foreign packet ends the connection, never the process; retries back off with jitter.
 
 mod broker;
+mod driver;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
-use rumqttc::{AsyncClient, EventLoop, LastWill, MqttOptions, NetworkOptions, Packet, QoS, SubscribeFilter};
+use rumqttc::{AsyncClient, LastWill, MqttOptions, NetworkOptions, QoS};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 pub use broker::{BrokerUrl, BrokerUrlError, Credentials, TlsError, TlsFiles};
+pub use driver::Driver;
 
 use crate::limits::MAX_PACKET_BYTES;
 use crate::topic::Qos;
 
-/// Messages that may wait for the consumer: 256 of at most 128 KiB bound the memory to 32 MiB.
+/// Events that may wait for the consumer: 256 messages of at most [`MAX_PACKET_BYTES`] are 64 MiB.
 const INCOMING_QUEUE: usize = 256;
 
 /// Messages that may wait for the network; the sender waits when they are used up.
@@ -40,19 +41,6 @@ const IN_FLIGHT: u16 = 100;
 
 /// Longest wait for a TCP connect, a TLS handshake and a CONNACK. A link of 100 kbit/s needs a few seconds.
 const CONNECT_TIMEOUT_SECONDS: u64 = 20;
-
-/// How long messages may wait without one of them leaving, before the connection is taken for dead. A broker
-/// that loses an acknowledgement would otherwise hold up the client for ever.
-const STALL: Duration = Duration::from_secs(60);
-
-/// How long the last messages and the DISCONNECT may take.
-const FAREWELL: Duration = Duration::from_secs(3);
-
-/// First and longest pause between two attempts to connect, before jitter: a blip costs a second, and ten
-/// thousand devices that come back together are spread over more than a minute.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// See [`FIRST_RETRY`].
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// How to connect, and what to listen to.
 #[derive(Debug, Clone)]
@@ -65,7 +53,7 @@ pub struct Options {
     pub credentials: Option<Credentials>,
     /// Certificates, for `mqtts://`.
     pub tls: TlsFiles,
-    /// Interval of pings; a dead peer is noticed after at most two of them.
+    /// Interval of pings, at least a second; a dead peer is noticed after at most two of them.
     pub keep_alive: Duration,
     /// What to listen to.
     pub subscriptions: Vec<(String, Qos)>,
@@ -115,6 +103,9 @@ pub enum SendError {
     /// The queue to the network is full.
     #[error("the queue to the broker is full")]
     Busy,
+    /// No broker would take it, so sending it again is of no use.
+    #[error("a message can't be published: {0}")]
+    Refused(&'static str),
 }
 
 /// What the session has been through.
@@ -130,7 +121,7 @@ pub struct Counters {
     pub sent: AtomicU64,
     /// Payload bytes handed to the network.
     pub sent_bytes: AtomicU64,
-    /// Messages that were received and dropped, because the consumer was behind.
+    /// Messages that were received and dropped, because the consumer was behind or they were too large.
     pub dropped: AtomicU64,
 }
 
@@ -142,22 +133,14 @@ pub struct Sender {
     counters: Arc<Counters>,
 }
 
-/// The half that does the work; see [`Driver::run`].
-pub struct Driver {
-    event_loop: EventLoop,
-    client: AsyncClient,
-    subscriptions: Vec<(String, Qos)>,
-    events: mpsc::Sender<Event>,
-    online: watch::Sender<bool>,
-    counters: Arc<Counters>,
-    broker: BrokerUrl,
-}
-
 /// Makes a session. Nothing is connected before [`Driver::run`].
 pub fn open(options: Options) -> Result<(Sender, mpsc::Receiver<Event>, Driver), TlsError> {
     let mut mqtt = MqttOptions::new(&options.client_id, &options.broker.host, options.broker.port);
     mqtt.set_clean_session(true)
-        .set_keep_alive(options.keep_alive)
+        // What the client takes without a panic, and what its 16 bits on the wire hold.
+        .set_keep_alive(
+            options.keep_alive.clamp(Duration::from_secs(1), Duration::from_secs(u16::MAX.into())),
+        )
         .set_inflight(IN_FLIGHT)
         .set_max_packet_size(MAX_PACKET_BYTES, MAX_PACKET_BYTES);
     if let Some(credentials) = &options.credentials {
@@ -179,15 +162,24 @@ pub fn open(options: Options) -> Result<(Sender, mpsc::Receiver<Event>, Driver),
     let (online, is_online) = watch::channel(false);
     let counters = Arc::new(Counters::default());
     let sender = Sender { client: client.clone(), online: is_online, counters: counters.clone() };
-    let subscriptions = options.subscriptions;
-    let driver =
-        Driver { event_loop, client, subscriptions, events, online, counters, broker: options.broker };
+    let driver = Driver {
+        event_loop,
+        client,
+        subscriptions: options.subscriptions,
+        events,
+        online,
+        counters,
+        broker: options.broker,
+        connected_since: None,
+        stall: driver::STALL,
+    };
     Ok((sender, receiver, driver))
 }
 
 impl Sender {
     /// Publishes a message, waiting for a place in the queue while there is a connection.
     pub async fn publish(&self, message: Outgoing) -> Result<(), SendError> {
+        message.check()?;
         let mut online = self.online.clone();
         if !*online.borrow_and_update() {
             return Err(SendError::Offline);
@@ -206,6 +198,7 @@ impl Sender {
 
     /// Publishes a message if there is a connection and a place in the queue.
     pub fn try_publish(&self, message: Outgoing) -> Result<(), SendError> {
+        message.check()?;
         if !self.is_online() {
             return Err(SendError::Offline);
         }
@@ -230,133 +223,19 @@ impl Sender {
     }
 }
 
-impl Driver {
-    /// Keeps the connection until `stop`; then sends what is queued, says DISCONNECT and returns. A DISCONNECT
-    /// suppresses the last will, so what the will would say is to be published before `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let mut pauses = retries();
-        loop {
-            let reason = tokio::select! {
-                reason = self.connection(&mut pauses) => reason,
-                () = stop.cancelled() => break,
-            };
-            self.forget();
-            let pause = pauses.next().unwrap_or(LONGEST_RETRY);
-            tracing::warn!(broker = %self.broker, %reason, retry_in = ?pause, "connection to the broker lost");
-            self.report(Event::Disconnected(reason));
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => break,
-            }
+impl Outgoing {
+    /// The client ends the connection over a message that it can't send; so such a one never gets there.
+    fn check(&self) -> Result<(), SendError> {
+        let topic = &self.topic;
+        if topic.is_empty() || topic.len() > usize::from(u16::MAX) || topic.contains(['+', '#', '\0']) {
+            return Err(SendError::Refused("its topic is empty, too long or holds a wildcard"));
         }
-        if *self.online.borrow() {
-            self.online.send_replace(false);
-            let _ = tokio::time::timeout(FAREWELL, self.farewell()).await;
+        // 16 bytes for the packet's header, the topic's length and the packet id.
+        if topic.len() + self.body.len() + 16 > MAX_PACKET_BYTES {
+            return Err(SendError::Refused("it is too large"));
         }
+        Ok(())
     }
-
-    /// One connection, from the connect to its end; says why it ended.
-    async fn connection(&mut self, pauses: &mut ExponentialBackoff) -> String {
-        let mut progress = Instant::now();
-        loop {
-            let polled = tokio::time::timeout_at(progress + STALL, self.event_loop.poll()).await;
-            let event = match polled {
-                Ok(Ok(event)) => event,
-                Ok(Err(error)) => return error.to_string(),
-                Err(_) if self.event_loop.network.is_some() && self.is_stalled() => {
-                    return format!("no message could be sent for {STALL:?}");
-                }
-                Err(_) => {
-                    progress = Instant::now();
-                    continue;
-                }
-            };
-            match event {
-                rumqttc::Event::Incoming(Packet::ConnAck(_)) => {
-                    let filters = self.subscriptions.iter();
-                    let filters = filters.map(|(f, qos)| SubscribeFilter::new(f.clone(), native(*qos)));
-                    let filters: Vec<_> = filters.collect();
-                    if filters.is_empty() {
-                        self.connected(pauses);
-                    } else if self.client.try_subscribe_many(filters).is_err() {
-                        return "the subscriptions could not be queued".to_owned();
-                    }
-                }
-                rumqttc::Event::Incoming(Packet::SubAck(ack)) => {
-                    let refused = |code: &rumqttc::SubscribeReasonCode| {
-                        matches!(code, rumqttc::SubscribeReasonCode::Failure)
-                    };
-                    if let Some(at) = ack.return_codes.iter().position(refused) {
-                        let filter = self.subscriptions.get(at).map_or("?", |(filter, _)| filter);
-                        return format!(
-                            "the broker refused the subscription to {filter}; check its access list"
-                        );
-                    }
-                    self.connected(pauses);
-                }
-                rumqttc::Event::Incoming(Packet::Publish(publish)) => {
-                    self.counters.received.fetch_add(1, Ordering::Relaxed);
-                    self.counters.received_bytes.fetch_add(publish.payload.len() as u64, Ordering::Relaxed);
-                    self.report(Event::Message(Incoming { topic: publish.topic, body: publish.payload }));
-                }
-                rumqttc::Event::Incoming(Packet::Disconnect) => return "the broker closed it".to_owned(),
-                rumqttc::Event::Incoming(Packet::PubAck(_)) | rumqttc::Event::Outgoing(_) => {
-                    progress = Instant::now();
-                }
-                rumqttc::Event::Incoming(_) => {}
-            }
-        }
-    }
-
-    fn connected(&mut self, pauses: &mut ExponentialBackoff) {
-        *pauses = retries();
-        self.counters.connects.fetch_add(1, Ordering::Relaxed);
-        self.online.send_replace(true);
-        tracing::info!(broker = %self.broker, "connected to the broker");
-        self.report(Event::Connected);
-    }
-
-    fn is_stalled(&self) -> bool {
-        self.event_loop.state.inflight() > 0
-    }
-
-    /// Forgets the connection and all that was on its way.
-    fn forget(&mut self) {
-        self.online.send_replace(false);
-        self.event_loop.clean();
-        self.event_loop.pending.clear();
-    }
-
-    fn report(&self, event: Event) {
-        if let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) {
-            self.counters.dropped.fetch_add(1, Ordering::Relaxed);
-            if !matches!(event, Event::Message(_)) {
-                tracing::warn!(?event, "the session's consumer is behind and misses an event");
-            }
-        }
-    }
-
-    async fn farewell(&mut self) {
-        if self.client.disconnect().await.is_err() {
-            return;
-        }
-        loop {
-            match self.event_loop.poll().await {
-                Ok(rumqttc::Event::Outgoing(rumqttc::Outgoing::Disconnect)) | Err(_) => return,
-                Ok(_) => {}
-            }
-        }
-    }
-}
-
-/// The pauses between attempts to connect; they never end.
-fn retries() -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(FIRST_RETRY)
-        .with_max_delay(LONGEST_RETRY)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 fn native(qos: Qos) -> QoS {
@@ -365,3 +244,6 @@ fn native(qos: Qos) -> QoS {
         Qos::AtLeastOnce => QoS::AtLeastOnce,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,9 +62,9 @@ pub enum SpoolError {
         source: io::Error,
     },
     /// A segment broke while it was written.
-    #[error("segment {} is damaged: {why}", path.display())]
+    #[error("damaged segment in {}: {why}", path.display())]
     Damaged {
-        /// The segment's directory.
+        /// The segment or its spool.
         path: PathBuf,
         /// What was wrong.
         why: String,

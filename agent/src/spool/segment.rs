@@ -274,3 +274,35 @@ fn decode(value: &[u8], first: u64) -> Option<Vec<&[u8]>> {
     }
     Some(rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_is_used_once_and_read_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("segment");
+        let limit = 4 * 1024 * 1024;
+        let mut segment = Segment::create(&path, 7).unwrap();
+        let mut rows = Vec::new();
+        while segment.has_room(20_000, limit).unwrap() {
+            let row = (rows.len() as u64).to_be_bytes().repeat(1 + rows.len() % 300);
+            segment.append(std::slice::from_ref(&row)).unwrap();
+            rows.push(row);
+        }
+        assert_eq!(rows.len(), usize::from(SLOTS));
+        segment.sync().unwrap();
+        drop(segment);
+
+        let segment = Segment::load(&path, 7).unwrap();
+        assert_eq!(segment.end(), 7 + u64::from(SLOTS));
+        for (number, row) in (7..).zip(rows) {
+            assert_eq!(segment.group(number).unwrap(), vec![(number, row)]);
+        }
+        assert!(matches!(segment.group(segment.end()), Err(SegmentError::Damaged(_))));
+        drop(segment);
+        // Under another number none of its rows is taken for one.
+        assert_eq!(Segment::load(&path, 8).unwrap().end(), 8);
+    }
+}

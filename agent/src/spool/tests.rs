@@ -82,10 +82,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
-    fn behaves_as_a_queue_that_loses_only_its_oldest(steps in prop::collection::vec(step(), 1..80)) {
+    fn behaves_as_a_queue_that_loses_only_its_oldest(steps in prop::collection::vec(step(), 1..60)) {
         let directory = tempfile::tempdir().unwrap();
         let mut spool = open(&directory);
         let stream = spool.stream().to_owned();
@@ -149,8 +149,8 @@ proptest! {
 
 #[test]
 fn the_bound_holds_under_twenty_times_too_much() {
-    // Appends of single rows fill a segment's slots before its bytes, and of large ones its log unevenly.
-    for (count, bytes, times) in [(100, 1000, 20), (1, 900, 2), (3, MAX_ROW_BYTES, 4)] {
+    // Large rows fill the log unevenly.
+    for (count, bytes, times) in [(400, 1000, 20), (1, 8000, 2), (3, MAX_ROW_BYTES, 4)] {
         let directory = tempfile::tempdir().unwrap();
         let mut spool = open(&directory);
         let (mut next, mut most) = (1, 0);
@@ -306,7 +306,7 @@ fn damage_is_counted_and_the_spool_goes_on() {
             let mut spool = open(&directory);
             let mut next = 1;
             while spool.spans.len() < 3 || spool.spans[2].end - spool.spans[2].first < 400 {
-                next = spool.append(&rows(next, 100, 1000)).unwrap().end;
+                next = spool.append(&rows(next, 300, 1000)).unwrap().end;
             }
             spool.receipt(50).unwrap();
             drop(spool);

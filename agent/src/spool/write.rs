@@ -6,11 +6,12 @@
 //!   synced row, whatever more sled may have written.
 //! - Room is made before a segment is, for all that it may come to take, so the bound holds at every moment.
 
+use std::fs;
+
 use super::error::disk;
 use super::ledger::Record;
 use super::segment::{self, Segment};
 use super::{DropReason, Span, Spool, SpoolError, directory};
-use std::fs;
 
 /// Evicted ranges remembered for a late receipt; one per segment, so this covers several times what is held.
 const MAX_EVICTED_RANGES: usize = 64;

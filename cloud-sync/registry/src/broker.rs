@@ -37,10 +37,14 @@ pub struct Embedded {
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// It would be open to the network without any password.
-    #[error("--mqtt-listen {0}: the embedded broker has no passwords and listens on loopback only; use --mqtt with a broker of yours")]
+    #[error(
+        "--mqtt-listen {0}: the embedded broker has no passwords and listens on loopback only; use --mqtt with a broker of yours"
+    )]
     NotLoopback(SocketAddr),
     /// The port is taken, or not ours to take.
-    #[error("--mqtt-listen {address}: {source}; choose another port or use --mqtt with the broker that has it")]
+    #[error(
+        "--mqtt-listen {address}: {source}; choose another port or use --mqtt with the broker that has it"
+    )]
     Bind {
         /// The address.
         address: SocketAddr,

@@ -28,7 +28,13 @@ Errors are one line on standard error that says what to do.";
 #[command(name = "edgewise", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
 pub struct Cli {
     /// Where the registry is.
-    #[arg(long, global = true, env = "EDGEWISE_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "EDGEWISE_URL",
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URL"
+    )]
     url: String,
     /// The token that the registry asks for.
     #[arg(long, global = true, env = "EDGEWISE_TOKEN", hide_env_values = true, value_name = "TOKEN")]

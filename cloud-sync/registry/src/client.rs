@@ -75,7 +75,8 @@ impl Client {
 
     /// Deletes something; the answer's body, if it has one.
     pub fn delete(&self, path: &str, query: &[(&str, String)]) -> Result<Vec<u8>, CliError> {
-        let request = self.authorized(self.agent.delete(self.address(path))).query_pairs(query.iter().cloned());
+        let request =
+            self.authorized(self.agent.delete(self.address(path))).query_pairs(query.iter().cloned());
         let request = request.config().timeout_global(Some(ANSWER_TIMEOUT)).build();
         let mut response = self.checked(request.call())?;
         response.body_mut().read_to_vec().map_err(|error| CliError::Failed(error.to_string()))
@@ -89,7 +90,8 @@ impl Client {
         bundle: &Bundle,
         progress: impl FnMut(u64) + Send,
     ) -> Result<Registered, CliError> {
-        let (mut reader, writer) = io::pipe().map_err(|error| CliError::Failed(format!("making a pipe: {error}")))?;
+        let (mut reader, writer) =
+            io::pipe().map_err(|error| CliError::Failed(format!("making a pipe: {error}")))?;
         let request = self.agent.post(self.address(&format!("/api/models/{name}/versions")));
         let request = self.authorized(request).query_pairs(query.iter().cloned());
         let request = request.config().timeout_recv_response(Some(PROOF_TIMEOUT)).build();
@@ -127,7 +129,8 @@ impl Client {
         timeout: Option<Duration>,
     ) -> Result<Response<Body>, CliError> {
         let request = self.authorized(self.agent.get(self.address(path))).query_pairs(query.iter().cloned());
-        let request = request.config().timeout_global(timeout).timeout_recv_response(Some(ANSWER_TIMEOUT)).build();
+        let request =
+            request.config().timeout_global(timeout).timeout_recv_response(Some(ANSWER_TIMEOUT)).build();
         self.checked(request.call())
     }
 
@@ -150,8 +153,10 @@ impl Client {
         let problem: Option<Problem> = problem.and_then(|body| serde_json::from_slice(&body).ok());
         let detail = problem.as_ref().map_or(format!("the registry answered {status}"), |p| p.detail.clone());
         let holders = problem.map(|problem| problem.holders).unwrap_or_default();
-        let holders: Vec<String> = holders.iter().map(|holder| format!("{} ({})", holder.device, holder.why)).collect();
-        let detail = if holders.is_empty() { detail } else { format!("{detail}: held by {}", holders.join(", ")) };
+        let holders: Vec<String> =
+            holders.iter().map(|holder| format!("{} ({})", holder.device, holder.why)).collect();
+        let detail =
+            if holders.is_empty() { detail } else { format!("{detail}: held by {}", holders.join(", ")) };
         Err(match status {
             400 => CliError::Usage(detail),
             404 => CliError::NotFound(detail),

@@ -50,7 +50,11 @@ impl Deployments {
     }
 
     /// Tells devices to run a model no more.
-    pub async fn undeploy(&self, devices: &[DeviceId], name: &ModelName) -> Result<Vec<DesiredRevision>, RegistryError> {
+    pub async fn undeploy(
+        &self,
+        devices: &[DeviceId],
+        name: &ModelName,
+    ) -> Result<Vec<DesiredRevision>, RegistryError> {
         let revisions = self.store.undeploy(devices, name).await?;
         self.publish_soon(devices.iter().cloned());
         Ok(revisions)

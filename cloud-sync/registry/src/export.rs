@@ -72,7 +72,12 @@ pub struct Export<Read> {
 
 impl<Read: Fn(&str) -> Result<Bytes, RegistryError>> Export<Read> {
     /// Writes the rows of `files`, which are ordered as the store gives them. Blocking.
-    pub fn write(&self, files: &[RowFile], format: Format, output: impl Write) -> Result<Summary, RegistryError> {
+    pub fn write(
+        &self,
+        files: &[RowFile],
+        format: Format,
+        output: impl Write,
+    ) -> Result<Summary, RegistryError> {
         let mut tar = tar::Builder::new(output);
         let mut summary = Summary::default();
         let by_device = format == Format::Csv;
@@ -93,7 +98,10 @@ impl<Read: Fn(&str) -> Result<Bytes, RegistryError>> Export<Read> {
             for (name, mut file) in made {
                 let path = match format {
                     Format::Csv => csv_file::path(&self.site, first, &name),
-                    _ => format!("modeldata/{}/{}/{}/{}/{name}", self.site, first.model, first.version, first.day),
+                    _ => format!(
+                        "modeldata/{}/{}/{}/{}/{name}",
+                        self.site, first.model, first.version, first.day
+                    ),
                 };
                 file.rewind().map_err(writing)?;
                 let mut header = header(file.metadata().map_err(writing)?.len());
@@ -101,7 +109,8 @@ impl<Read: Fn(&str) -> Result<Bytes, RegistryError>> Export<Read> {
                 summary.files += 1;
             }
         }
-        let body = serde_json::to_vec(&summary).map_err(|error| RegistryError::Internal(error.to_string()))?;
+        let body =
+            serde_json::to_vec(&summary).map_err(|error| RegistryError::Internal(error.to_string()))?;
         let mut header = header(body.len() as u64);
         tar.append_data(&mut header, SUMMARY_ENTRY, body.as_slice()).map_err(writing)?;
         tar.into_inner().and_then(|mut output| output.flush()).map_err(writing)?;
@@ -139,7 +148,8 @@ impl<Read: Fn(&str) -> Result<Bytes, RegistryError>> Export<Read> {
 
 /// When each row was captured, in milliseconds since 1970.
 fn times(batch: &RecordBatch) -> Result<Vec<u64>, RegistryError> {
-    let column = |name| batch.column_by_name(name).ok_or_else(|| reading(format!("column {name} is missing")));
+    let column =
+        |name| batch.column_by_name(name).ok_or_else(|| reading(format!("column {name} is missing")));
     let wall = column("wall_ms")?.as_primitive_opt::<UInt64Type>();
     let sure = column("wall_sure")?.as_boolean_opt();
     let received = column("received")?.as_primitive_opt::<TimestampMillisecondType>();

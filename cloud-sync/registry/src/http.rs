@@ -81,9 +81,19 @@ pub fn router(api: Api) -> Router {
     });
     router
         .route("/api/openapi.json", openapi)
-        .fallback(|| async { problem::response(StatusCode::NOT_FOUND, "NotFound", "there is no such path; see /api/openapi.json") })
+        .fallback(|| async {
+            problem::response(
+                StatusCode::NOT_FOUND,
+                "NotFound",
+                "there is no such path; see /api/openapi.json",
+            )
+        })
         .method_not_allowed_fallback(|| async {
-            problem::response(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "that path does not take this method; see /api/openapi.json")
+            problem::response(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "MethodNotAllowed",
+                "that path does not take this method; see /api/openapi.json",
+            )
         })
         .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
         .layer(from_fn_with_state(api.clone(), authorize))
@@ -92,7 +102,10 @@ pub fn router(api: Api) -> Router {
 
 async fn authorize(State(api): State<Api>, request: Request, next: Next) -> Response {
     let Some(expected) = api.token else { return next.run(request).await };
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     // Digests are compared, so that the time it takes says nothing about the token.
     if request.uri().path() == "/health" || given.is_some_and(|token| Digest::of(token) == expected) {
         return next.run(request).await;

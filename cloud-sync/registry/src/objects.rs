@@ -95,7 +95,8 @@ impl Objects {
             Err(error) => return Err(failed("deleting", path)(error)),
         }
         // The store syncs what it writes, not what it deletes.
-        let directory = self.root.join(path).parent().map(ToOwned::to_owned).unwrap_or_else(|| self.root.clone());
+        let directory =
+            self.root.join(path).parent().map(ToOwned::to_owned).unwrap_or_else(|| self.root.clone());
         let synced = tokio::task::spawn_blocking(move || match std::fs::File::open(&directory) {
             Ok(opened) => opened.sync_all().map_err(|source| (directory, source)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -103,7 +104,9 @@ impl Objects {
         });
         match synced.await {
             Ok(result) => result.map_err(|(path, source)| ObjectError::Directory { path, source }),
-            Err(error) => Err(ObjectError::Directory { path: path.into(), source: std::io::Error::other(error) }),
+            Err(error) => {
+                Err(ObjectError::Directory { path: path.into(), source: std::io::Error::other(error) })
+            }
         }
     }
 
@@ -130,7 +133,9 @@ impl Objects {
     /// Deletes every chunk and manifest that `keep` does not want; returns how many.
     pub async fn sweep(&self, keep: impl Fn(Named) -> bool) -> Result<usize, ObjectError> {
         let mut swept = 0;
-        for (prefix, named) in [("chunks", Named::Chunk as fn(Digest) -> Named), ("manifests", Named::Manifest)] {
+        for (prefix, named) in
+            [("chunks", Named::Chunk as fn(Digest) -> Named), ("manifests", Named::Manifest)]
+        {
             let mut listing = self.store.list(Some(&Path::from(prefix)));
             while let Some(object) = listing.try_next().await.map_err(failed("listing", prefix))? {
                 let digest = object.location.filename().and_then(|name| name.parse().ok());

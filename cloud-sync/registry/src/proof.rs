@@ -75,7 +75,8 @@ fn try_engine(
 ) -> Result<Signature, (bool, String)> {
     let mut loaded = engine::load(onnx, options).map_err(|error| (false, error.to_string()))?;
     if let Some((samples, rtol, atol)) = samples {
-        golden::check(loaded.model.as_mut(), samples, *rtol, *atol).map_err(|error| (true, error.to_string()))?;
+        golden::check(loaded.model.as_mut(), samples, *rtol, *atol)
+            .map_err(|error| (true, error.to_string()))?;
     }
     Ok(loaded.model.signature().clone())
 }
@@ -89,7 +90,11 @@ fn tensor_record(spec: &TensorSpec) -> TensorRecord {
     TensorRecord {
         name: spec.name.clone(),
         datatype: spec.data_type.oip_name().to_owned(),
-        shape: spec.shape.iter().map(|length| length.and_then(|l| i64::try_from(l).ok()).unwrap_or(-1)).collect(),
+        shape: spec
+            .shape
+            .iter()
+            .map(|length| length.and_then(|l| i64::try_from(l).ok()).unwrap_or(-1))
+            .collect(),
     }
 }
 

@@ -86,7 +86,12 @@ impl Registry {
     }
 
     /// Proves the bundle at `path` and makes it the next version of `name`.
-    pub async fn register(&self, name: &ModelName, path: &Path, wording: Wording) -> Result<Registered, RegistryError> {
+    pub async fn register(
+        &self,
+        name: &ModelName,
+        path: &Path,
+        wording: Wording,
+    ) -> Result<Registered, RegistryError> {
         let permit = self.proofs.clone().acquire_owned().await;
         let permit = permit.map_err(|_| RegistryError::Unavailable("the registry is stopping".to_owned()))?;
         let (path, engines) = (path.to_owned(), self.engines.clone());
@@ -124,7 +129,12 @@ impl Registry {
         let stored = self.store_chunks(bundle).await?;
         let model = self.store.add_version(record).await?;
         tracing::info!(version = %model.id, new_bytes = stored.new_bytes, "registered");
-        Ok(Registered { model, chunks: stored.chunks, new_chunks: stored.new_chunks, new_bytes: stored.new_bytes })
+        Ok(Registered {
+            model,
+            chunks: stored.chunks,
+            new_chunks: stored.new_chunks,
+            new_bytes: stored.new_bytes,
+        })
     }
 
     /// Deletes a version that no device needs.
@@ -143,7 +153,9 @@ impl Registry {
     /// The bytes of a chunk.
     pub async fn chunk(&self, chunk: &ChunkRef) -> Result<Bytes, RegistryError> {
         let found = self.objects.get_named(Named::Chunk(chunk.digest)).await?;
-        found.ok_or_else(|| RegistryError::Internal(format!("chunk {} is missing from the store", chunk.digest)))
+        found.ok_or_else(|| {
+            RegistryError::Internal(format!("chunk {} is missing from the store", chunk.digest))
+        })
     }
 
     /// Sweeps at the start, for what a crash left, and after each deletion.

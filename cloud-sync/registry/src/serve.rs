@@ -135,8 +135,10 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let token = token(&options)?;
     let data = prepare(&options.data)?;
-    let database = options.database.clone().unwrap_or_else(|| format!("sqlite:{}", escaped(&data.join("edgewise.db"))));
-    let storage = options.storage.clone().unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
+    let database =
+        options.database.clone().unwrap_or_else(|| format!("sqlite:{}", escaped(&data.join("edgewise.db"))));
+    let storage =
+        options.storage.clone().unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
     let objects = Objects::open(&storage)?;
     let store = Store::open(&database).await?;
     let listener = TcpListener::bind(options.http).await;
@@ -144,6 +146,9 @@ pub async fn serve(
     let http = listener.local_addr().map_err(|source| ServeError::Bind { address: options.http, source })?;
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
+    // The embedded broker is this process's own, so there is nobody to share with; and it was seen to pass over
+    // messages of shared subscriptions.
+    let replicas = matches!(options.broker, Broker::External { .. });
     let (url, credentials, tls) = match options.broker.clone() {
         Broker::External { url, credentials, tls } => (url, credentials, tls),
         Broker::Embedded(listen) => {
@@ -157,7 +162,11 @@ pub async fn serve(
                 "the embedded broker"
             });
             let address = embedded.address;
-            (BrokerUrl { host: address.ip().to_string(), port: address.port(), tls: false }, None, TlsFiles::default())
+            (
+                BrokerUrl { host: address.ip().to_string(), port: address.port(), tls: false },
+                None,
+                TlsFiles::default(),
+            )
         }
     };
     let (sender, events, driver) = session::open(session::Options {
@@ -166,7 +175,7 @@ pub async fn serve(
         credentials,
         tls,
         keep_alive: KEEP_ALIVE,
-        subscriptions: options.root.of_registry(),
+        subscriptions: options.root.of_registry(replicas),
         last_will: None,
     })?;
 
@@ -236,7 +245,11 @@ pub async fn serve(
 pub async fn serve_until_signal(options: Options) -> Result<(), ServeError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| {
-        signal(kind).map_err(|source| ServeError::File { doing: "listening for", path: "signals".into(), source })
+        signal(kind).map_err(|source| ServeError::File {
+            doing: "listening for",
+            path: "signals".into(),
+            source,
+        })
     };
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     let stop = CancellationToken::new();
@@ -258,7 +271,11 @@ pub async fn serve_until_signal(options: Options) -> Result<(), ServeError> {
     .await
 }
 
-fn spawn(tasks: &mut JoinSet<&'static str>, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+fn spawn(
+    tasks: &mut JoinSet<&'static str>,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
     tasks.spawn(async move {
         task.await;
         name
@@ -301,7 +318,11 @@ pub fn secret(path: &Path) -> Result<String, ServeError> {
     use std::io::Read;
     let failed = |source| ServeError::File { doing: "reading", path: path.to_owned(), source };
     let mut text = String::new();
-    std::fs::File::open(path).map_err(failed)?.take(MAX_SECRET_BYTES).read_to_string(&mut text).map_err(failed)?;
+    std::fs::File::open(path)
+        .map_err(failed)?
+        .take(MAX_SECRET_BYTES)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 

@@ -45,6 +45,8 @@ pub struct Counters {
     pub repeated: AtomicU64,
     /// Rows that can't be decoded or contradict themselves.
     pub refused: AtomicU64,
+    /// Batches that came before the one that they follow.
+    pub early: AtomicU64,
 }
 
 /// A batch that was not stored. The device sends it again.
@@ -65,6 +67,14 @@ pub enum SinkError {
     /// The object store said no; worth another try.
     #[error(transparent)]
     Object(#[from] ObjectError),
+    /// The batch before this one has not come; the device sends both again.
+    #[error("rows after {after} came, and the stream is durable through {before}")]
+    Hole {
+        /// The row before the batch.
+        after: u64,
+        /// The last row that is durable.
+        before: u64,
+    },
     /// Another attempt to store the same rows won; worth another try, which will find them stored.
     #[error("the stream was moved by another attempt")]
     Overtaken,
@@ -93,7 +103,14 @@ impl Sink {
     /// Stores what is new in a batch, and returns the receipt.
     pub async fn accept(&self, device: &DeviceId, telemetry: Telemetry) -> Result<Receipt, SinkError> {
         let stream = telemetry.stream.clone();
-        let attempt = self.prepare(device, telemetry).await?;
+        let attempt = match self.prepare(device, telemetry).await {
+            // The receipt says from where the device has to send again.
+            Err(SinkError::Hole { before, .. }) => {
+                self.counters.early.fetch_add(1, Ordering::Relaxed);
+                return Ok(Receipt { stream, durable_through: before });
+            }
+            attempt => attempt?,
+        };
         let receipt = Receipt { stream: stream.clone(), durable_through: attempt.through };
         if attempt.through > attempt.before {
             self.delete_unfinished(Some((device, &stream))).await?;
@@ -166,6 +183,9 @@ fn attempt(
 ) -> Result<Attempt, SinkError> {
     let encoded = rows::unpack(telemetry.codec, &telemetry.rows)?;
     let first = telemetry.first_sequence;
+    if telemetry.after > before {
+        return Err(SinkError::Hole { after: telemetry.after, before });
+    }
     let end = first.checked_add(encoded.len() as u64).filter(|end| i64::try_from(*end).is_ok());
     let last = end.ok_or(SinkError::Sequence(first))?.saturating_sub(1);
     let count = encoded.len() as u64;
@@ -204,7 +224,7 @@ pub(crate) mod tests {
         let rows: Vec<Vec<u8>> = rows.into_iter().collect();
         let (codec, rows) = rows::pack(&rows).unwrap();
         let (stream, rows) = ("s1".to_owned(), ByteBuf::from(rows));
-        Telemetry { stream, first_sequence, codec, rows, ledger: Ledger::default() }
+        Telemetry { stream, first_sequence, after: 0, codec, rows, ledger: Ledger::default() }
     }
 
     pub(crate) fn encoded(values: std::ops::Range<u32>) -> impl Iterator<Item = Vec<u8>> {
@@ -220,7 +240,8 @@ pub(crate) mod tests {
     impl Fixture {
         pub(crate) async fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
-            let store = Store::open(&format!("sqlite:{}", directory.path().join("t.db").display())).await.unwrap();
+            let store =
+                Store::open(&format!("sqlite:{}", directory.path().join("t.db").display())).await.unwrap();
             let objects = Objects::open(&format!("file://{}/objects", directory.path().display())).unwrap();
             let sink = Sink::new(store, objects, "plant".into());
             Self { directory, sink, device: "d1".parse().unwrap() }
@@ -244,7 +265,8 @@ pub(crate) mod tests {
                     } else {
                         let file = std::fs::File::open(&path).unwrap();
                         let metadata = parquet::file::reader::SerializedFileReader::new(file).unwrap();
-                        on_disk += parquet::file::reader::FileReader::metadata(&metadata).file_metadata().num_rows();
+                        on_disk +=
+                            parquet::file::reader::FileReader::metadata(&metadata).file_metadata().num_rows();
                     }
                 }
             }
@@ -268,6 +290,18 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
+    async fn a_batch_whose_predecessor_was_lost_is_not_stored() {
+        let fixture = Fixture::new().await;
+        let follows = |after, telemetry| Telemetry { after, ..telemetry };
+        assert_eq!(fixture.accept(batch(1, encoded(0..10))).await, 10);
+        assert_eq!(fixture.accept(follows(20, batch(21, encoded(20..30)))).await, 10, "11 to 20 are missing");
+        assert_eq!(fixture.rows().await, 10);
+        assert_eq!(fixture.accept(follows(10, batch(11, encoded(10..20)))).await, 20);
+        assert_eq!(fixture.accept(follows(20, batch(21, encoded(20..30)))).await, 30);
+        assert_eq!(fixture.rows().await, 30);
+    }
+
+    #[tokio::test]
     async fn an_attempt_that_was_cut_off_leaves_nothing() {
         let fixture = Fixture::new().await;
         let attempt = fixture.sink.prepare(&fixture.device, batch(1, encoded(0..10))).await.unwrap();
@@ -275,7 +309,10 @@ pub(crate) mod tests {
         fixture.sink.write("s1", &attempt).await.unwrap();
         assert_eq!(fixture.accept(batch(1, encoded(0..12))).await, 12);
         assert_eq!(fixture.rows().await, 12);
-        assert!(!fixture.sink.commit(&fixture.device, "s1", &attempt).await.unwrap(), "it came back too late");
+        assert!(
+            !fixture.sink.commit(&fixture.device, "s1", &attempt).await.unwrap(),
+            "it came back too late"
+        );
         assert_eq!(fixture.rows().await, 12);
     }
 

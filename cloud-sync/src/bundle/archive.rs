@@ -1,6 +1,7 @@
 //! The one-file form of a bundle: a plain tar, the manifest first, then the files in the manifest's order.
 //!
-//! Nothing in it depends on time, user or machine, so the same bundle gives the same bytes.
+//! Nothing in it depends on time, user or machine, so the same bundle gives the same bytes. Extensions of the
+//! format (long names, sparse files) are not read: they have no bounds, and no bundle needs them.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -24,8 +25,10 @@ impl Archive {
     pub(super) fn open(path: &Path) -> Result<(Self, Vec<u8>), BundleError> {
         let not_a_bundle = |why: String| BundleError::NotABundle(path.to_owned(), why);
         let reading = |error: io::Error| not_a_bundle(format!("it is not read as a tar ({error})"));
-        let mut tar = tar::Archive::new(open_file(path)?);
-        let mut entries = tar.entries_with_seek().map_err(reading)?;
+        let file = open_file(path)?;
+        let length = file.metadata().map_err(io_error("examining", path))?.len();
+        let mut tar = tar::Archive::new(file);
+        let mut entries = tar.entries_with_seek().map_err(reading)?.raw(true);
         let mut first =
             entries.next().ok_or_else(|| not_a_bundle("it is empty".to_owned()))?.map_err(reading)?;
         if first.path_bytes().as_ref() != MANIFEST_ENTRY.as_bytes() {
@@ -45,7 +48,12 @@ impl Archive {
             if !same || !entry.header().entry_type().is_file() || entry.size() != file.size {
                 return Err(not_a_bundle(format!("{} is not where the manifest says", file.path)));
             }
-            begins.insert(file.path.clone(), entry.raw_file_position());
+            let begin = entry.raw_file_position();
+            // Checked here, so that nobody makes room for bytes that are promised and not there.
+            if begin.saturating_add(file.size) > length {
+                return Err(not_a_bundle(format!("it ends within {}", file.path)));
+            }
+            begins.insert(file.path.clone(), begin);
         }
         match entries.next() {
             None => Ok((Self { path: path.to_owned(), begins }, encoded)),

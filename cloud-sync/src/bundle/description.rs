@@ -106,8 +106,11 @@ impl Description {
     /// Reads `model.toml`.
     pub fn parse(bytes: &[u8]) -> Result<Self, BundleError> {
         let text = std::str::from_utf8(bytes).map_err(|error| BundleError::Description(error.to_string()))?;
-        let description: Self = toml::from_str(text)
-            .map_err(|error| BundleError::Description(error.to_string().trim().to_owned()))?;
+        let description: Self = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            BundleError::Description(format!("line {line}: {}", error.message()))
+        })?;
         if let Some(golden) = &description.golden
             && !(golden.rtol.is_finite()
                 && golden.rtol >= 0.0

@@ -10,6 +10,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::limits::bounded_text;
+
 /// `mqtt://host[:1883]` or `mqtts://host[:8883]`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "String")]
@@ -73,7 +75,8 @@ impl FromStr for BrokerUrl {
     type Err = BrokerUrlError;
 
     fn from_str(text: &str) -> Result<Self, BrokerUrlError> {
-        let wrong = || BrokerUrlError(text.to_owned());
+        // Without what may be a password before an '@'.
+        let wrong = || BrokerUrlError(bounded_text(text.rsplit('@').next().unwrap_or_default()));
         let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
         let tls = match scheme {
             "mqtt" => false,
@@ -159,7 +162,9 @@ impl TlsFiles {
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = |source| TlsError::Pem { path: path.to_owned(), source };
-    CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)
+    let found: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
+    if found.is_empty() { Err(pem(rustls::pki_types::pem::Error::NoItemsFound)) } else { Ok(found) }
 }
 
 #[cfg(test)]
@@ -188,6 +193,19 @@ mod tests {
         {
             assert!(bad.parse::<BrokerUrl>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_not_repeated() {
+        let error = "mqtt://user:secret@host".parse::<BrokerUrl>().unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn a_file_without_certificates_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let files = TlsFiles { authorities: Some(file.path().to_owned()), ..TlsFiles::default() };
+        assert!(files.transport().err().unwrap().to_string().contains(file.path().to_str().unwrap()));
     }
 
     #[test]

@@ -76,11 +76,8 @@ fn find(named: Option<&Path>) -> Result<Found, String> {
     if let Some(path) = beside.iter().find(|path| path.exists()) {
         return open(path);
     }
-    for name in SYSTEM_NAMES {
-        match open_by_name(name) {
-            Some(result) => return result,
-            None => continue,
-        }
+    if let Some(found) = SYSTEM_NAMES.iter().find_map(|name| open_by_name(name)) {
+        return found;
     }
     let beside: Vec<String> = beside.iter().map(|path| path.display().to_string()).collect();
     Err(format!(

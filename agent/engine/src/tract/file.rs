@@ -58,6 +58,7 @@ impl OnnxFile {
             return Err(corrupt("its graph has no output".into()));
         }
         refuse_external_data(graph)?;
+        proto.functions.iter().try_for_each(|function| refuse_external_constants(&function.node))?;
         let rewritten = replace_zipmaps(graph);
         let signature = signature(graph)?;
         let imports_standard = proto.opset_import.iter().any(|import| domain(&import.domain) == STANDARD);
@@ -120,19 +121,29 @@ fn subgraphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
     attribute.g.iter().chain(&attribute.graphs)
 }
 
+/// Refuses weights in other files: there is no other file where a model comes as bytes, and a path in a model could
+/// point anywhere on the device.
 fn refuse_external_data(graph: &GraphProto) -> Result<(), LoadError> {
-    let is_external = |tensor: &TensorProto| {
-        tensor.data_location == Some(tensor_proto::DataLocation::External as i32)
-            || !tensor.external_data.is_empty()
-    };
-    let attributes = || graph.node.iter().flat_map(|node| &node.attribute);
-    let sparse =
-        graph.sparse_initializer.iter().flat_map(|sparse| sparse.values.iter().chain(&sparse.indices));
-    let constants = attributes().flat_map(|attribute| attribute.t.iter().chain(&attribute.tensors));
-    if let Some(tensor) = graph.initializer.iter().chain(sparse).chain(constants).find(|t| is_external(t)) {
-        return Err(LoadError::ExternalData { tensor: tensor.name.clone() });
+    let sparse = graph.sparse_initializer.iter();
+    let sparse = sparse.flat_map(|sparse| sparse.values.iter().chain(&sparse.indices));
+    graph.initializer.iter().chain(sparse).try_for_each(refuse_external)?;
+    refuse_external_constants(&graph.node)
+}
+
+fn refuse_external_constants(nodes: &[NodeProto]) -> Result<(), LoadError> {
+    nodes.iter().flat_map(|node| &node.attribute).try_for_each(|attribute| {
+        attribute.t.iter().chain(&attribute.tensors).try_for_each(refuse_external)?;
+        subgraphs(attribute).try_for_each(refuse_external_data)
+    })
+}
+
+fn refuse_external(tensor: &TensorProto) -> Result<(), LoadError> {
+    let external = tensor.data_location == Some(tensor_proto::DataLocation::External as i32);
+    if external || !tensor.external_data.is_empty() {
+        Err(LoadError::ExternalData { tensor: tensor.name.clone() })
+    } else {
+        Ok(())
     }
-    attributes().flat_map(subgraphs).try_for_each(refuse_external_data)
 }
 
 /// Turns each ZipMap behind an output into an Identity and gives the output the type of a tensor.

@@ -68,7 +68,8 @@ fn unpack(tar: impl Read, directory: &Path) -> Result<(Summary, Vec<PathBuf>), C
         let path = path.display().to_string();
         move |error: std::io::Error| CliError::Failed(format!("writing {path}: {error}"))
     };
-    let cut_off = |error: std::io::Error| CliError::Unreachable(format!("the export was cut off: {error}; try again"));
+    let cut_off =
+        |error: std::io::Error| CliError::Unreachable(format!("the export was cut off: {error}; try again"));
     std::fs::create_dir_all(directory).map_err(failed(directory))?;
     let mut archive = tar::Archive::new(tar);
     let mut files = Vec::new();
@@ -84,7 +85,10 @@ fn unpack(tar: impl Read, directory: &Path) -> Result<(Summary, Vec<PathBuf>), C
         }
         // A path that would leave the directory is not unpacked.
         if !entry.header().entry_type().is_file() || !entry.unpack_in(directory).map_err(failed(&path))? {
-            return Err(CliError::Failed(format!("the export holds {}, which is no file of it", path.display())));
+            return Err(CliError::Failed(format!(
+                "the export holds {}, which is no file of it",
+                path.display()
+            )));
         }
         files.push(directory.join(path));
     }

@@ -8,7 +8,9 @@ use cloud_sync::name::{DeviceId, ModelName, ModelVersion};
 use serde_json::{Map, Value};
 
 use super::{CliError, Context, output, pair};
-use crate::api::{CommandReply, CommandRequest, DeployRequest, Deployed, DeviceModel, DevicePage, DeviceRecord};
+use crate::api::{
+    CommandReply, CommandRequest, DeployRequest, Deployed, DeviceModel, DevicePage, DeviceRecord,
+};
 
 #[derive(Debug, Args)]
 pub(super) struct Deploy {
@@ -99,7 +101,11 @@ pub(super) fn command(context: &Context, arguments: Command) -> Result<(), CliEr
     let json = |text: String| serde_json::from_str(&text).unwrap_or(Value::String(text));
     let request = CommandRequest {
         name: arguments.name,
-        arguments: arguments.arguments.into_iter().map(|(key, value)| (key, json(value))).collect::<Map<_, _>>(),
+        arguments: arguments
+            .arguments
+            .into_iter()
+            .map(|(key, value)| (key, json(value)))
+            .collect::<Map<_, _>>(),
         timeout_seconds: Some(arguments.timeout.as_secs().max(1)),
     };
     let path = format!("/api/devices/{}/commands", arguments.id);
@@ -126,7 +132,8 @@ fn print_deployed(context: &Context, deployed: &Deployed, what: &str) -> Result<
     if context.json {
         return output::json(deployed);
     }
-    let mut lines = deployed.devices.iter().map(|to| format!("{what} {}, revision {}", to.device, to.revision));
+    let mut lines =
+        deployed.devices.iter().map(|to| format!("{what} {}, revision {}", to.device, to.revision));
     lines.try_for_each(|line| output::line(&line))
 }
 

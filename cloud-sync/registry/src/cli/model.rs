@@ -118,7 +118,8 @@ fn register(context: &Context, arguments: &Register) -> Result<(), CliError> {
         return output::json(&registered);
     }
     let model = &registered.model;
-    let verified: Vec<&str> = model.engines.iter().filter(|e| e.verified).map(|e| e.engine.as_str()).collect();
+    let verified: Vec<&str> =
+        model.engines.iter().filter(|e| e.verified).map(|e| e.engine.as_str()).collect();
     output::line(&format!(
         "{} registered: {} in {} chunks, {} new bytes; verified on {}",
         model.id,
@@ -148,9 +149,18 @@ fn list(context: &Context, arguments: &List) -> Result<(), CliError> {
         return output::json(&models);
     }
     let row = |model: ModelRecord| {
-        vec![model.id, output::bytes(model.size), model.created_time, output::labels(&model.tags), output::optional(model.description)]
+        vec![
+            model.id,
+            output::bytes(model.size),
+            model.created_time,
+            output::labels(&model.tags),
+            output::optional(model.description),
+        ]
     };
-    output::table(&["VERSION", "SIZE", "REGISTERED", "TAGS", "DESCRIPTION"], models.into_iter().map(row).collect())
+    output::table(
+        &["VERSION", "SIZE", "REGISTERED", "TAGS", "DESCRIPTION"],
+        models.into_iter().map(row).collect(),
+    )
 }
 
 fn show(context: &Context, model: &str) -> Result<(), CliError> {
@@ -161,7 +171,8 @@ fn show(context: &Context, model: &str) -> Result<(), CliError> {
         return output::json(&record);
     }
     let tensors = |list: &[TensorRecord]| {
-        let text = list.iter().map(|tensor| format!("{}: {} {:?}", tensor.name, tensor.datatype, tensor.shape));
+        let text =
+            list.iter().map(|tensor| format!("{}: {} {:?}", tensor.name, tensor.datatype, tensor.shape));
         text.collect::<Vec<_>>().join(", ")
     };
     let engines = record.engines.iter().map(|engine| match &engine.why {
@@ -216,20 +227,29 @@ fn pull(context: &Context, version: &ModelVersion, output_path: &Path) -> Result
     if !as_file && output_path.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(CliError::Usage(format!("{} is not empty; name a new directory", output_path.display())));
     }
-    let parent = output_path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new().suffix(".bundle").tempfile_in(parent).map_err(failed("making a file in", parent))?;
+    let parent =
+        output_path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = tempfile::Builder::new()
+        .suffix(".bundle")
+        .tempfile_in(parent)
+        .map_err(failed("making a file in", parent))?;
     let bar = output::progress(&format!("pulling {version}"), Some(record.size), context.json);
     let mut download = bar.wrap_read(context.client.download(&format!("{}/bundle", path_of(version)), &[])?);
     let copied = io::copy(&mut download, &mut temporary.as_file());
     bar.finish_and_clear();
-    copied.map_err(|error| CliError::Unreachable(format!("the download was cut off: {error}; pull it again")))?;
-    let damaged = |error: &dyn std::fmt::Display| CliError::Failed(format!("{version}: {error}; pull it again"));
+    copied.map_err(|error| {
+        CliError::Unreachable(format!("the download was cut off: {error}; pull it again"))
+    })?;
+    let damaged =
+        |error: &dyn std::fmt::Display| CliError::Failed(format!("{version}: {error}; pull it again"));
     let bundle = Bundle::open(temporary.path()).map_err(|error| damaged(&error))?;
     if bundle.digest().to_string() != record.digest {
         return Err(damaged(&"the download has another digest than the registry says"));
     }
     if as_file {
-        bundle.each_chunk(|_, _| Ok::<(), cloud_sync::bundle::BundleError>(())).map_err(|error| damaged(&error))?;
+        bundle
+            .each_chunk(|_, _| Ok::<(), cloud_sync::bundle::BundleError>(()))
+            .map_err(|error| damaged(&error))?;
         temporary.as_file().sync_all().map_err(failed("writing", output_path))?;
         temporary.persist(output_path).map_err(|error| failed("writing", output_path)(error.error))?;
     } else {
@@ -243,7 +263,9 @@ fn pull(context: &Context, version: &ModelVersion, output_path: &Path) -> Result
         }
     }
     if context.json {
-        return output::json(&serde_json::json!({ "version": version.to_string(), "path": output_path, "size": record.size }));
+        return output::json(
+            &serde_json::json!({ "version": version.to_string(), "path": output_path, "size": record.size }),
+        );
     }
     output::line(&format!("{version} pulled to {}: {}", output_path.display(), output::bytes(record.size)))
 }

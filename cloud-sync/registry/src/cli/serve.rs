@@ -77,7 +77,8 @@ fn options(arguments: Arguments) -> Result<Options, CliError> {
     let broker = match arguments.mqtt {
         None => Broker::Embedded(arguments.mqtt_listen),
         Some(url) => {
-            let password = arguments.mqtt_password_file.as_deref().map(secret).transpose().map_err(cli_error)?;
+            let password =
+                arguments.mqtt_password_file.as_deref().map(secret).transpose().map_err(cli_error)?;
             let credentials = arguments.mqtt_username.zip(password);
             Broker::External {
                 url,

@@ -56,7 +56,10 @@ pub(super) fn write<Read: Fn(&str) -> Result<Bytes, RegistryError>>(
                 write_rows(&mut output, batch, &features, &export.site, file)
             })?;
         }
-        made.push((designation.to_owned(), output.into_inner().map_err(|error| writing(error.into_error()))?));
+        made.push((
+            designation.to_owned(),
+            output.into_inner().map_err(|error| writing(error.into_error()))?,
+        ));
     }
     Ok((rows, made))
 }
@@ -72,7 +75,8 @@ fn features<Read: Fn(&str) -> Result<Bytes, RegistryError>>(
     for file in files {
         let schema = export.open(file)?.schema().clone();
         let names = schema.fields().iter().map(|field| field.name());
-        features.extend(names.filter(|name| name.starts_with(prefix) && seen.insert((*name).clone())).cloned());
+        features
+            .extend(names.filter(|name| name.starts_with(prefix) && seen.insert((*name).clone())).cloned());
     }
     Ok(features)
 }
@@ -85,7 +89,8 @@ fn write_rows(
     file: &RowFile,
 ) -> Result<(), RegistryError> {
     let columns: Vec<_> = features.iter().map(|name| batch.column_by_name(name)).collect();
-    let text = |name: &str, row| batch.column_by_name(name).map_or(String::new(), |array| value::text(array, row));
+    let text =
+        |name: &str, row| batch.column_by_name(name).map_or(String::new(), |array| value::text(array, row));
     let version = file.version.to_string();
     for (row, time) in times(batch)?.into_iter().enumerate() {
         for column in &columns {

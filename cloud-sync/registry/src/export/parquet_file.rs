@@ -47,7 +47,11 @@ pub(super) fn write<Read: Fn(&str) -> Result<Bytes, RegistryError>>(
         }
         let file = output.into_inner().map_err(writing)?;
         if rows > before {
-            let name = if made.is_empty() { "rows.parquet".to_owned() } else { format!("rows-{}.parquet", made.len() + 1) };
+            let name = if made.is_empty() {
+                "rows.parquet".to_owned()
+            } else {
+                format!("rows-{}.parquet", made.len() + 1)
+            };
             made.push((name, file));
         }
     }

@@ -48,7 +48,8 @@ async fn csv_is_what_azure_jobs_read() {
     );
     assert_eq!(lines[2], "1.0,1.5,c-1,2023-11-14T22:13:20.001000,1440,plant,d1,load,2,r");
     assert_eq!(lines.len(), 6);
-    let predictions = &files["modeldata/edgewise/edge/plant/d1/load/2/predictions/2023/11/14/predictions.csv"];
+    let predictions =
+        &files["modeldata/edgewise/edge/plant/d1/load/2/predictions/2023/11/14/predictions.csv"];
     assert!(std::str::from_utf8(predictions).unwrap().lines().nth(1).unwrap().starts_with("7,c-0,"));
 }
 
@@ -70,5 +71,8 @@ async fn parquet_of_a_day_is_one_file() {
     let bytes = Bytes::from(files["modeldata/plant/load/2/2023/11/14/rows.parquet"].clone());
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap();
     assert_eq!(reader.metadata().file_metadata().num_rows(), 5);
-    assert_eq!(reader.schema().field_with_name("output.label").unwrap().data_type(), &arrow_schema::DataType::Int64);
+    assert_eq!(
+        reader.schema().field_with_name("output.label").unwrap().data_type(),
+        &arrow_schema::DataType::Int64
+    );
 }

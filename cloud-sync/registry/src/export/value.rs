@@ -36,7 +36,9 @@ pub(super) fn json(array: &ArrayRef, row: usize) -> Value {
         DataType::Float64 => number(primitive!(Float64Type).to_string()),
         DataType::Utf8 => array.as_string::<i32>().value(row).into(),
         DataType::Binary => readable(array.as_binary::<i32>().value(row)).into(),
-        DataType::Timestamp(..) => time(u64::try_from(primitive!(TimestampMillisecondType)).unwrap_or(0)).into(),
+        DataType::Timestamp(..) => {
+            time(u64::try_from(primitive!(TimestampMillisecondType)).unwrap_or(0)).into()
+        }
         other => format!("unreadable column of type {other}").into(),
     }
 }

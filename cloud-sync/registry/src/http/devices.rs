@@ -138,7 +138,9 @@ fn device_ids<'a>(ids: impl Iterator<Item = &'a str>) -> Result<Vec<DeviceId>, R
     devices.dedup();
     if devices.is_empty() || devices.len() > MAX_DEVICES_AT_ONCE {
         let given = devices.len();
-        return Err(RegistryError::Invalid(format!("{given} devices given; name 1 to {MAX_DEVICES_AT_ONCE}")));
+        return Err(RegistryError::Invalid(format!(
+            "{given} devices given; name 1 to {MAX_DEVICES_AT_ONCE}"
+        )));
     }
     Ok(devices)
 }

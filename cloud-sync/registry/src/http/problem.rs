@@ -64,7 +64,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, RegistryError> {
         let query: Result<Query<T>, QueryRejection> = Query::from_request_parts(parts, state).await;
-        query.map(|Query(asked)| Self(asked)).map_err(|rejection| RegistryError::Invalid(rejection.body_text()))
+        query
+            .map(|Query(asked)| Self(asked))
+            .map_err(|rejection| RegistryError::Invalid(rejection.body_text()))
     }
 }
 

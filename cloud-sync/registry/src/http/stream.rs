@@ -52,9 +52,8 @@ pub(super) async fn keep(
     let mut size = 0u64;
     loop {
         let piece = tokio::time::timeout(UPLOAD_SILENCE, upload.next()).await;
-        let piece = piece.map_err(|_| {
-            RegistryError::Invalid(format!("the upload stood still for {UPLOAD_SILENCE:?}"))
-        })?;
+        let piece = piece
+            .map_err(|_| RegistryError::Invalid(format!("the upload stood still for {UPLOAD_SILENCE:?}")))?;
         let Some(piece) = piece else { break };
         let piece =
             piece.map_err(|error| RegistryError::Invalid(format!("the upload was cut off: {error}")))?;

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use cloud_sync::bundle::{BundlePath, Manifest};
 use cloud_sync::contract::{
-    self, AgentInfo, Chunk, Command, Desired, Fetch, Hardware, Ledger, Message, Phase, Presence, Receipt, Reply,
-    Reported, ReportedModel, Telemetry, Want,
+    self, AgentInfo, Chunk, Command, Desired, Fetch, Hardware, Ledger, Message, Phase, Presence, Receipt,
+    Reply, Reported, ReportedModel, Telemetry, Want,
 };
 use cloud_sync::name::DeviceId;
 use cloud_sync::session::{Event, Outgoing};
@@ -113,7 +113,10 @@ impl Device {
     async fn send<M: Message>(&self, message: &M) {
         let topic = Root::default().topic(&self.id, M::KIND);
         let body = contract::encode(message).unwrap().into();
-        self.sender.publish(Outgoing { topic, body, qos: M::KIND.qos(), retain: M::KIND.retained() }).await.unwrap();
+        self.sender
+            .publish(Outgoing { topic, body, qos: M::KIND.qos(), retain: M::KIND.retained() })
+            .await
+            .unwrap();
     }
 
     async fn receive<M: Message>(&mut self) -> M {
@@ -191,13 +194,17 @@ fn relu(operator: &str) -> Vec<u8> {
 /// A bundle of several chunks with golden samples; the second output is `second`.
 fn bundle(directory: &Path, operator: &str, second: f32) {
     std::fs::create_dir_all(directory).unwrap();
-    let tensor = |name: &str, data: [f32; 2]| json!({"name": name, "shape": [1, 2], "datatype": "FP32", "data": data});
-    let golden = json!({"samples": [{"inputs": [tensor("x", [-1.0, 2.0])], "outputs": [tensor("y", [0.0, second])]}]});
+    let tensor =
+        |name: &str, data: [f32; 2]| json!({"name": name, "shape": [1, 2], "datatype": "FP32", "data": data});
+    let golden =
+        json!({"samples": [{"inputs": [tensor("x", [-1.0, 2.0])], "outputs": [tensor("y", [0.0, second])]}]});
     std::fs::write(directory.join("model.onnx"), relu(operator)).unwrap();
     std::fs::write(directory.join("golden.json"), golden.to_string()).unwrap();
-    let description = "[model]\ndescription = \"no negatives\"\nframework = \"hand\"\n[golden]\nfile = \"golden.json\"\n";
+    let description =
+        "[model]\ndescription = \"no negatives\"\nframework = \"hand\"\n[golden]\nfile = \"golden.json\"\n";
     std::fs::write(directory.join("model.toml"), description).unwrap();
-    let noise: Vec<u8> = (0..100_000u32).flat_map(|i| Digest::of(&i.to_le_bytes()).as_bytes()[..2].to_vec()).collect();
+    let noise: Vec<u8> =
+        (0..100_000u32).flat_map(|i| Digest::of(&i.to_le_bytes()).as_bytes()[..2].to_vec()).collect();
     std::fs::write(directory.join("asset.bin"), noise).unwrap();
 }
 
@@ -213,7 +220,10 @@ async fn a_bundle_goes_down_and_rows_come_up_once() {
     assert_eq!((first.model.id.as_str(), first.new_bytes), ("relu:1", first.model.size));
     assert!(first.chunks > 5 && first.model.engines.iter().any(|engine| engine.verified), "{first:?}");
     let again = server.register(&source).await.unwrap();
-    assert_eq!((again.model.version, again.new_bytes, again.model.digest), (2, 0, first.model.digest.clone()));
+    assert_eq!(
+        (again.model.version, again.new_bytes, again.model.digest),
+        (2, 0, first.model.digest.clone())
+    );
 
     let mut device = Device::connect(&server).await;
     let request = DeployRequest {
@@ -235,7 +245,8 @@ async fn a_bundle_goes_down_and_rows_come_up_once() {
         chunks.insert(chunk.digest, device.pull(chunk.digest).await);
     }
     let onnx = BundlePath::new("model.onnx").unwrap();
-    let pulled = manifest.assemble(&onnx, |chunk| Ok::<_, cloud_sync::bundle::BundleError>(chunks[&chunk.digest].clone()));
+    let pulled = manifest
+        .assemble(&onnx, |chunk| Ok::<_, cloud_sync::bundle::BundleError>(chunks[&chunk.digest].clone()));
     assert_eq!(pulled.unwrap(), relu("Relu"));
 
     let rows = || batch(1, encoded(0..5));
@@ -246,10 +257,10 @@ async fn a_bundle_goes_down_and_rows_come_up_once() {
     }
     device.report(&desired).await;
 
-    let ask = CommandRequest { name: "ping".into(), arguments: Default::default(), timeout_seconds: Some(20) };
-    let asked = server.call(move |client| {
-        client.post::<CommandReply>("/api/devices/gateway-1/commands", &ask, PATIENCE)
-    });
+    let ask =
+        CommandRequest { name: "ping".into(), arguments: Default::default(), timeout_seconds: Some(20) };
+    let asked = server
+        .call(move |client| client.post::<CommandReply>("/api/devices/gateway-1/commands", &ask, PATIENCE));
     let answer = async {
         let command: Command = device.receive().await;
         device.send(&Reply { id: command.id, status: 200, result: json!({"pong": command.name}) }).await;
@@ -259,7 +270,8 @@ async fn a_bundle_goes_down_and_rows_come_up_once() {
 
     // Replies come after reports on the same connection, but are kept on another queue.
     let shown = loop {
-        let record: DeviceRecord = server.call(|client| client.get("/api/devices/gateway-1", &[])).await.unwrap();
+        let record: DeviceRecord =
+            server.call(|client| client.get("/api/devices/gateway-1", &[])).await.unwrap();
         if record.reported_revision.is_some() {
             break record;
         }
@@ -302,7 +314,10 @@ async fn what_is_not_good_gets_no_version() {
     bundle(&source("good"), "Relu", 2.0);
     for (name, words) in [("wrong", "element 1"), ("unknown", "Frobnicate"), ("cut", "ONNX")] {
         let refused = server.register(&source(name)).await;
-        assert!(matches!(&refused, Err(CliError::Refused(why)) if why.contains(words)), "{name}: {refused:?}");
+        assert!(
+            matches!(&refused, Err(CliError::Refused(why)) if why.contains(words)),
+            "{name}: {refused:?}"
+        );
     }
     assert_eq!(server.register(&source("good")).await.unwrap().model.id, "relu:1");
 
@@ -315,7 +330,8 @@ async fn what_is_not_good_gets_no_version() {
         server.call(|client| client.get("/api/models/relu/versions/latest", &[])).await.unwrap();
     assert_eq!(latest.signature.inputs[0].shape, [1, 2]);
     let change = json!({"properties": {"commit": "other"}});
-    let changed = server.call(move |client| client.patch::<ModelRecord>("/api/models/relu/versions/1", &change));
+    let changed =
+        server.call(move |client| client.patch::<ModelRecord>("/api/models/relu/versions/1", &change));
     assert!(matches!(changed.await, Err(CliError::Refused(_))));
     let foreign = server.call(|client| client.get::<ModelRecord>("/api/models/relu/versions/9", &[])).await;
     assert!(matches!(foreign, Err(CliError::NotFound(_))));
@@ -335,7 +351,8 @@ async fn a_token_is_asked_for_and_an_open_address_needs_one() {
 
     let file = directory.path().join("token");
     std::fs::write(&file, "0123456789abcdef\n").unwrap();
-    let server = Server::start(Options { token_file: Some(file), ..options(&directory.path().join("data")) }).await;
+    let server =
+        Server::start(Options { token_file: Some(file), ..options(&directory.path().join("data")) }).await;
     let url = format!("http://{}", server.ready.http);
     let list = async |token: Option<&'static str>| {
         let client = Client::new(&url, token);

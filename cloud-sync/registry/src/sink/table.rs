@@ -213,7 +213,8 @@ fn table(
     let text = |of: fn(&Row) -> &str| -> ArrayRef {
         Arc::new(rows.iter().map(|(_, row)| Some(of(row))).collect::<StringArray>())
     };
-    let number = |of: fn(&(u64, Row)) -> u64| -> ArrayRef { Arc::new(rows.iter().map(of).collect::<UInt64Array>()) };
+    let number =
+        |of: fn(&(u64, Row)) -> u64| -> ArrayRef { Arc::new(rows.iter().map(of).collect::<UInt64Array>()) };
     let constant = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value; rows.len()])) };
     let received = i64::try_from(received_ms).unwrap_or(i64::MAX);
     let received = TimestampMillisecondArray::from(vec![received; rows.len()]).with_timezone("UTC");
@@ -248,7 +249,8 @@ fn table(
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties))?;
     writer.write(&batch)?;
     let times = rows.iter().map(|(_, row)| time_ms(row.wall_ms, row.wall_sure, received_ms));
-    let (first_ms, last_ms) = times.fold((u64::MAX, 0), |(first, last), time| (first.min(time), last.max(time)));
+    let (first_ms, last_ms) =
+        times.fold((u64::MAX, 0), |(first, last), time| (first.min(time), last.max(time)));
     Ok(Table {
         model: group.model,
         version: group.version,
@@ -351,9 +353,11 @@ impl Type {
             Self::I32 => numbers!(Int32Type, i32),
             Self::I64 => numbers!(Int64Type, i64),
             // As 32 bits, which holds every 16-bit value exactly and which every reader knows.
-            Self::F16 => Arc::new(PrimitiveArray::<Float32Type>::from_iter_values(cells.iter().map(|cell| {
-                half::f16::from_le_bytes((*cell).try_into().unwrap_or_default()).to_f32()
-            }))),
+            Self::F16 => Arc::new(PrimitiveArray::<Float32Type>::from_iter_values(
+                cells
+                    .iter()
+                    .map(|cell| half::f16::from_le_bytes((*cell).try_into().unwrap_or_default()).to_f32()),
+            )),
             Self::F32 => numbers!(Float32Type, f32),
             Self::F64 => numbers!(Float64Type, f64),
             Self::Text => Arc::new(cells.iter().map(|cell| Some(readable(cell))).collect::<StringArray>()),
@@ -377,7 +381,12 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn tensor(name: &str, datatype: &str, shape: &[u64], data: Vec<u8>) -> Column {
-        Column { name: name.into(), datatype: datatype.into(), shape: shape.into(), data: ByteBuf::from(data) }
+        Column {
+            name: name.into(),
+            datatype: datatype.into(),
+            shape: shape.into(),
+            data: ByteBuf::from(data),
+        }
     }
 
     pub(crate) fn row(value: f32, wall_ms: u64) -> Row {

@@ -11,7 +11,12 @@ const KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
 
 impl Store {
     /// Keeps a command before it is sent, and drops those that are long over.
-    pub async fn add_command(&self, device: &DeviceId, command: &Command, now_ms: u64) -> Result<(), StoreError> {
+    pub async fn add_command(
+        &self,
+        device: &DeviceId,
+        command: &Command,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
         const DOING: &str = "storing a command";
         let mut transaction = self.begin(DOING).await?;
         query("DELETE FROM commands WHERE deadline_ms < $1")

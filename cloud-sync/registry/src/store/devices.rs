@@ -82,7 +82,11 @@ impl Store {
     }
 
     /// Tells devices to run a model no more.
-    pub async fn undeploy(&self, devices: &[DeviceId], name: &ModelName) -> Result<Vec<DesiredRevision>, RegistryError> {
+    pub async fn undeploy(
+        &self,
+        devices: &[DeviceId],
+        name: &ModelName,
+    ) -> Result<Vec<DesiredRevision>, RegistryError> {
         const DOING: &str = "undeploying a model";
         let mut transaction = self.begin(DOING).await?;
         let mut revisions = Vec::new();
@@ -185,12 +189,13 @@ async fn set_desired(
     doing: &'static str,
 ) -> Result<DesiredRevision, StoreError> {
     ensure_device(transaction, device, doing).await?;
-    let row = query("UPDATE devices SET revision = revision + 1, desired = $1 WHERE id = $2 RETURNING revision")
-        .bind(to_json(&models, doing)?)
-        .bind(device.to_string())
-        .fetch_one(&mut **transaction)
-        .await
-        .map_err(sql(doing))?;
+    let row =
+        query("UPDATE devices SET revision = revision + 1, desired = $1 WHERE id = $2 RETURNING revision")
+            .bind(to_json(&models, doing)?)
+            .bind(device.to_string())
+            .fetch_one(&mut **transaction)
+            .await
+            .map_err(sql(doing))?;
     query("DELETE FROM holdings WHERE device = $1 AND why = 'desired'")
         .bind(device.to_string())
         .execute(&mut **transaction)
@@ -282,7 +287,12 @@ pub(super) mod tests {
 
     use super::*;
 
-    pub(in crate::store) fn report(name: &str, version: u64, active: Option<u64>, previous: Option<u64>) -> Reported {
+    pub(in crate::store) fn report(
+        name: &str,
+        version: u64,
+        active: Option<u64>,
+        previous: Option<u64>,
+    ) -> Reported {
         let model = ReportedModel {
             name: name.parse().unwrap(),
             version,

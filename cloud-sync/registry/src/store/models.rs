@@ -79,7 +79,11 @@ impl Store {
     }
 
     /// At most `limit` versions in the order of name and version, and whether there are more.
-    pub async fn list(&self, filter: &ModelFilter, limit: usize) -> Result<(Vec<ModelRecord>, bool), StoreError> {
+    pub async fn list(
+        &self,
+        filter: &ModelFilter,
+        limit: usize,
+    ) -> Result<(Vec<ModelRecord>, bool), StoreError> {
         const DOING: &str = "listing model versions";
         let (after, after_version) = match &filter.after {
             Some(after) => (after.name.to_string(), signed(after.version, DOING)?),
@@ -152,13 +156,15 @@ impl Store {
     pub async fn delete_version(&self, id: &ModelVersion) -> Result<(), RegistryError> {
         const DOING: &str = "deleting a model version";
         let mut transaction = self.begin(DOING).await?;
-        let held = query("SELECT device, why FROM holdings WHERE name = $1 AND version = $2 ORDER BY device, why LIMIT $3")
-            .bind(id.name.to_string())
-            .bind(signed(id.version, DOING)?)
-            .bind(MAX_HOLDERS)
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(sql(DOING))?;
+        let held = query(
+            "SELECT device, why FROM holdings WHERE name = $1 AND version = $2 ORDER BY device, why LIMIT $3",
+        )
+        .bind(id.name.to_string())
+        .bind(signed(id.version, DOING)?)
+        .bind(MAX_HOLDERS)
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(sql(DOING))?;
         let holders: Vec<Holder> = held
             .iter()
             .map(|row| Ok(Holder { device: text(row, "device", DOING)?, why: text(row, "why", DOING)? }))
@@ -182,7 +188,8 @@ impl Store {
     /// The digest of every bundle that a version stands for.
     pub async fn bundle_digests(&self) -> Result<Vec<Digest>, StoreError> {
         const DOING: &str = "listing bundles";
-        let rows = query("SELECT DISTINCT digest FROM versions").fetch_all(&self.pool).await.map_err(sql(DOING))?;
+        let rows =
+            query("SELECT DISTINCT digest FROM versions").fetch_all(&self.pool).await.map_err(sql(DOING))?;
         rows.iter()
             .map(|row| text(row, "digest", DOING)?.parse().map_err(|_| StoreError::Range(DOING)))
             .collect()
@@ -206,7 +213,10 @@ impl ModelFilter {
 pub(crate) fn check_labels(record: &ModelRecord) -> Result<(), RegistryError> {
     for (what, labels) in [("tags", &record.tags), ("properties", &record.properties)] {
         if labels.len() > MAX_LABELS {
-            return Err(RegistryError::Invalid(format!("{} {what} are more than {MAX_LABELS}", labels.len())));
+            return Err(RegistryError::Invalid(format!(
+                "{} {what} are more than {MAX_LABELS}",
+                labels.len()
+            )));
         }
         let wrong = |(key, value): &(&String, &String)| {
             key.is_empty() || key.len() > 128 || key.contains(['=', ',']) || value.len() > 1024
@@ -223,12 +233,13 @@ pub(crate) fn check_labels(record: &ModelRecord) -> Result<(), RegistryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::devices::tests::report;
     use crate::store::Note;
+    use crate::store::devices::tests::report;
 
     async fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&format!("sqlite:{}", directory.path().join("test.db").display())).await.unwrap();
+        let store =
+            Store::open(&format!("sqlite:{}", directory.path().join("test.db").display())).await.unwrap();
         (directory, store)
     }
 
@@ -252,7 +263,8 @@ mod tests {
         store.delete_version(&id("load:2")).await.unwrap();
         store.delete_version(&id("load:1")).await.unwrap();
         store.close().await;
-        let again = Store::open(&format!("sqlite:{}", directory.path().join("test.db").display())).await.unwrap();
+        let again =
+            Store::open(&format!("sqlite:{}", directory.path().join("test.db").display())).await.unwrap();
         assert_eq!(again.add_version(record("load")).await.unwrap().version, 3);
         assert!(again.version(&id("load:2")).await.unwrap().is_none());
     }
@@ -277,7 +289,9 @@ mod tests {
         let change = |text: &str| serde_json::from_str::<LabelChange>(text).unwrap();
         let first = change(r#"{"tags": {"stage": "test", "gone": "x"}, "properties": {"commit": "a1"}}"#);
         store.label(&id("load:1"), &first).await.unwrap();
-        let second = change(r#"{"tags": {"stage": "field", "gone": null}, "properties": {"commit": "a1", "run": "7"}}"#);
+        let second = change(
+            r#"{"tags": {"stage": "field", "gone": null}, "properties": {"commit": "a1", "run": "7"}}"#,
+        );
         let record = store.label(&id("load:1"), &second).await.unwrap();
         assert_eq!(record.tags, [("stage".to_owned(), "field".to_owned())].into());
         assert_eq!(record.properties.len(), 2);
@@ -340,7 +354,8 @@ mod tests {
             let id = id(&format!("load:{round}"));
             let settings = Default::default();
             let devices = std::slice::from_ref(&device);
-            let (deployed, deleted) = tokio::join!(store.deploy(devices, &id, &settings), store.delete_version(&id));
+            let (deployed, deleted) =
+                tokio::join!(store.deploy(devices, &id, &settings), store.delete_version(&id));
             assert!(deployed.is_ok() != deleted.is_ok(), "{deployed:?} {deleted:?}");
         }
     }

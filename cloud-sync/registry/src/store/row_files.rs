@@ -57,7 +57,12 @@ impl Store {
     }
 
     /// Names the objects of an attempt before they are written.
-    pub async fn begin_attempt(&self, stream: &str, attempt: &str, files: &[RowFile]) -> Result<(), StoreError> {
+    pub async fn begin_attempt(
+        &self,
+        stream: &str,
+        attempt: &str,
+        files: &[RowFile],
+    ) -> Result<(), StoreError> {
         const DOING: &str = "beginning to store rows";
         let mut transaction = self.begin(DOING).await?;
         for file in files {
@@ -117,11 +122,12 @@ impl Store {
         .execute(&mut *transaction)
         .await
         .map_err(sql(DOING))?;
-        let counted = query("UPDATE row_files SET state = 'durable' WHERE attempt = $1 AND state = 'pending'")
-            .bind(attempt.to_owned())
-            .execute(&mut *transaction)
-            .await
-            .map_err(sql(DOING))?;
+        let counted =
+            query("UPDATE row_files SET state = 'durable' WHERE attempt = $1 AND state = 'pending'")
+                .bind(attempt.to_owned())
+                .execute(&mut *transaction)
+                .await
+                .map_err(sql(DOING))?;
         if moved.rows_affected() != 1 || counted.rows_affected() != files as u64 {
             transaction.rollback().await.map_err(sql(DOING))?;
             return Ok(false);

@@ -71,7 +71,7 @@ impl Process {
     ) -> Result<Self, Failure> {
         let failed = |error: io::Error| format!("starting {}: {error}", path.display());
         let file = File::options().create(true).append(true).open(log).map_err(failed)?;
-        let mut command = Command::new(path);
+        let mut command = clean(path);
         command.args(arguments).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
         let mut child = command.spawn().map_err(failed)?;
@@ -192,7 +192,7 @@ impl Cloud {
 
     /// Runs `edgewise` with these arguments against this cloud.
     pub fn edgewise(&self, arguments: &[&str]) -> Result<Output, Failure> {
-        let mut command = Command::new(program("edgewise"));
+        let mut command = clean(&program("edgewise"));
         command.args(arguments).env("EDGEWISE_URL", &self.http).stdin(Stdio::null());
         command.output().map_err(|error| format!("running edgewise {}: {error}", arguments.join(" ")))
     }
@@ -215,6 +215,13 @@ impl Cloud {
         let text = self.text(&arguments)?;
         serde_json::from_str(&text)
             .map_err(|error| format!("edgewise {}: {error}: {text}", arguments.join(" ")))
+    }
+
+    /// Registers a bundle of the sample model; gives the new version's number.
+    pub fn register(&self, bundle: &Path) -> Result<u64, Failure> {
+        let path = bundle.display().to_string();
+        let registered = self.json(&["model", "register", &path, "--name", crate::data::MODEL])?;
+        registered["version"].as_u64().ok_or_else(|| format!("not a version: {registered}"))
     }
 
     /// What the cloud knows of a model on a device.
@@ -271,6 +278,13 @@ impl Agent {
     }
 }
 
+/// Runs `edgewise-agent` to its end, whatever that is.
+pub fn run_agent(arguments: &[&str]) -> Result<Output, Failure> {
+    let mut command = clean(&program("edgewise-agent"));
+    command.args(arguments).stdin(Stdio::null());
+    command.output().map_err(|error| format!("running edgewise-agent {}: {error}", arguments.join(" ")))
+}
+
 /// Asks `check` again and again until it is satisfied; its last complaint is the failure.
 pub fn wait_until<T>(longest: Duration, mut check: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let deadline = Instant::now() + longest;
@@ -282,6 +296,16 @@ pub fn wait_until<T>(longest: Duration, mut check: impl FnMut() -> Result<T, Fai
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
+}
+
+/// A command that the caller's own settings don't reach: they would decide what a test proves.
+fn clean(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    let ours = |name: &str| name.starts_with("EDGEWISE_") || name == "ORT_DYLIB_PATH";
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+        command.env_remove(name);
+    }
+    command
 }
 
 fn field(line: &str, name: &str) -> Result<String, Failure> {

@@ -42,7 +42,7 @@ pub struct Verified {
 #[derive(Debug)]
 enum Source {
     Vault { chunks: PathBuf },
-    Local(Bundle),
+    Local(Box<Bundle>),
 }
 
 /// Why the vault can't do what is asked.
@@ -223,7 +223,7 @@ impl Verified {
             digest: bundle.digest(),
             manifest: bundle.manifest().clone(),
             description: bundle.description().clone(),
-            source: Source::Local(bundle),
+            source: Source::Local(Box::new(bundle)),
         })
     }
 

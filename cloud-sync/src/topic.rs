@@ -124,12 +124,12 @@ impl Root {
             .to_vec()
     }
 
-    /// What a registry listens to. With `replicas` the work is shared between them; what is retained goes to
-    /// each of them, since a broker gives no retained messages to a shared subscription.
-    pub fn of_registry(&self, replicas: bool) -> Vec<(String, Qos)> {
-        let group = if replicas { "$share/registry/" } else { "" };
+    /// What a registry listens to. Work is shared between replicas; what is retained goes to each of them,
+    /// since a broker gives no retained messages to a shared subscription.
+    pub fn of_registry(&self) -> Vec<(String, Qos)> {
         let all = |kind: Kind| (format!("{}/+/{kind}", self.0), kind.qos());
-        let shared = |kind: Kind| (format!("{group}{}/+/{kind}", self.0), kind.qos());
+        // A group for each kind: rumqttd 0.20 keeps one place in the log for a group, whatever its filters are.
+        let shared = |kind: Kind| (format!("$share/registry-{kind}/{}/+/{kind}", self.0), kind.qos());
         vec![
             all(Kind::Presence),
             all(Kind::Reported),

@@ -49,7 +49,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Noun {
     /// Run the registry: HTTP API, MQTT worker and, by default, an embedded broker.
-    Serve(serve::Arguments),
+    Serve(Box<serve::Arguments>),
     /// Register, list, show, tag, delete and pull models.
     #[command(subcommand)]
     Model(model::Verb),
@@ -115,7 +115,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), CliError> {
     let context = Context { client: Client::new(&cli.url, cli.token.as_deref()), json: cli.json };
     match cli.noun {
-        Noun::Serve(arguments) => serve::run(arguments),
+        Noun::Serve(arguments) => serve::run(*arguments),
         Noun::Model(verb) => model::run(&context, verb),
         Noun::Deploy(arguments) => device::deploy(&context, arguments),
         Noun::Undeploy(arguments) => device::undeploy(&context, arguments),

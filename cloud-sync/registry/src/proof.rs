@@ -51,7 +51,7 @@ pub fn prove(bundle: &Bundle, options: &LoadOptions) -> Result<Proof, RegistryEr
                 record.verified = true;
             }
             Err((loaded, why)) => {
-                if best_refusal.as_ref().is_none_or(|(best, _)| loaded > *best) {
+                if best_refusal.as_ref().is_none_or(|(best, _)| loaded && !best) {
                     best_refusal = Some((loaded, format!("{}: {why}", record.engine)));
                 }
                 record.golden_samples = 0;

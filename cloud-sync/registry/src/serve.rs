@@ -146,9 +146,6 @@ pub async fn serve(
     let http = listener.local_addr().map_err(|source| ServeError::Bind { address: options.http, source })?;
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
-    // The embedded broker is this process's own, so there is nobody to share with; and it was seen to pass over
-    // messages of shared subscriptions.
-    let replicas = matches!(options.broker, Broker::External { .. });
     let (url, credentials, tls) = match options.broker.clone() {
         Broker::External { url, credentials, tls } => (url, credentials, tls),
         Broker::Embedded(listen) => {
@@ -175,7 +172,7 @@ pub async fn serve(
         credentials,
         tls,
         keep_alive: KEEP_ALIVE,
-        subscriptions: options.root.of_registry(replicas),
+        subscriptions: options.root.of_registry(),
         last_will: None,
     })?;
 

@@ -107,7 +107,8 @@ impl Client {
         let text = self.get("/metrics")?.text;
         let values = text.lines().filter_map(|line| {
             let (found, value) = line.rsplit_once(' ')?;
-            let is_it = found == name || found.strip_prefix(name).is_some_and(|labels| labels.starts_with('{'));
+            let is_it =
+                found == name || found.strip_prefix(name).is_some_and(|labels| labels.starts_with('{'));
             if is_it { value.parse::<u64>().ok() } else { None }
         });
         let values: Vec<u64> = values.collect();

@@ -52,10 +52,7 @@ pub fn run(stay: bool) -> Result<(), Failure> {
         flowed.failed == 0,
         &format!("{} requests failed during the swap: {}", flowed.failed, flowed.why),
     )?;
-    verify(
-        flowed.of(1) > 0 && flowed.of(2) > 0,
-        "one version never answered",
-    )?;
+    verify(flowed.of(1) > 0 && flowed.of(2) > 0, "one version never answered")?;
     fact(&format!(
         "{} requests flowed meanwhile, {} answered by version 1, then {} by version 2; none failed or was dropped",
         thousands(flowed.total()),

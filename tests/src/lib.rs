@@ -1,6 +1,9 @@
 //! The real programs, started and driven as a user would: what the demo, the end-to-end tests and the benches share.
 
-#![expect(clippy::indexing_slicing, reason = "only JSON values are indexed, which give null for what is not there")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "only JSON values are indexed, which give null for what is not there"
+)]
 
 pub mod client;
 pub mod data;
@@ -52,5 +55,9 @@ pub fn onnxruntime() -> Result<PathBuf, process::Failure> {
     let named = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
     let fetched = || target_root().join("onnxruntime").join(std::env::consts::ARCH).join("libonnxruntime.so");
     let library = named.unwrap_or_else(fetched);
-    if library.exists() { Ok(library) } else { Err(format!("there is no {}: run cross/onnxruntime", library.display())) }
+    if library.exists() {
+        Ok(library)
+    } else {
+        Err(format!("there is no {}: run cross/onnxruntime", library.display()))
+    }
 }

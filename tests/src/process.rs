@@ -16,6 +16,9 @@ const READY: Duration = Duration::from_secs(60);
 /// How long a program may take to end when it is asked to: its own deadline and a little more.
 const END: Duration = Duration::from_secs(15);
 
+/// How long a program that is to end by itself may take: longer than any command's own time-out.
+const LONGEST_RUN: Duration = Duration::from_secs(120);
+
 /// What went wrong with a program; the text says which and how.
 pub type Failure = String;
 
@@ -192,9 +195,7 @@ impl Cloud {
 
     /// Runs `edgewise` with these arguments against this cloud.
     pub fn edgewise(&self, arguments: &[&str]) -> Result<Output, Failure> {
-        let mut command = clean(&program("edgewise"));
-        command.args(arguments).env("EDGEWISE_URL", &self.http).stdin(Stdio::null());
-        command.output().map_err(|error| format!("running edgewise {}: {error}", arguments.join(" ")))
+        run_to_end("edgewise", arguments, &[("EDGEWISE_URL", &self.http)])
     }
 
     /// Runs `edgewise` and gives what it prints; an exit code other than 0 is a failure.
@@ -257,6 +258,17 @@ impl Agent {
         Self::start_with(data, device, mqtt, http, more, &[])
     }
 
+    /// Starts `edgewise-agent run --local BUNDLE`, without a cloud.
+    pub fn start_local(data: &Path, bundle: &Path, more: &[&str]) -> Result<Self, Failure> {
+        let (path, bundle) = (data.display().to_string(), bundle.display().to_string());
+        let mut arguments = vec!["run", "--local", &bundle, "--data", &path, "--http", "127.0.0.1:0"];
+        arguments.extend(more);
+        std::fs::create_dir_all(data).map_err(|error| format!("making {path}: {error}"))?;
+        let mut process = Process::start("edgewise-agent", &arguments, &[], &data.join("agent.log"))?;
+        let line = process.wait_for_line("ready")?;
+        Ok(Self { http: field(&line, "http=")?, process })
+    }
+
     /// As [`Agent::start`], with variables in its environment.
     pub fn start_with(
         data: &Path,
@@ -278,11 +290,17 @@ impl Agent {
     }
 }
 
-/// Runs `edgewise-agent` to its end, whatever that is.
+/// Runs `edgewise-agent` to its end.
 pub fn run_agent(arguments: &[&str]) -> Result<Output, Failure> {
-    let mut command = clean(&program("edgewise-agent"));
-    command.args(arguments).stdin(Stdio::null());
-    command.output().map_err(|error| format!("running edgewise-agent {}: {error}", arguments.join(" ")))
+    run_to_end("edgewise-agent", arguments, &[])
+}
+
+/// Runs one of our programs to its end; one that takes longer than [`LONGEST_RUN`] ends with code 124.
+fn run_to_end(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Output, Failure> {
+    let mut command = clean(Path::new("timeout"));
+    command.arg(LONGEST_RUN.as_secs().to_string()).arg(program(name)).args(arguments);
+    command.envs(environment.iter().copied()).stdin(Stdio::null());
+    command.output().map_err(|error| format!("running {name} {}: {error}", arguments.join(" ")))
 }
 
 /// Asks `check` again and again until it is satisfied; its last complaint is the failure.

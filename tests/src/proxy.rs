@@ -42,7 +42,8 @@ impl Proxy {
         let failed = |error: io::Error| format!("a proxy before {broker}: {error}");
         let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
         let url = format!("mqtt://{}", listener.local_addr().map_err(failed)?);
-        let valve = Arc::new(Valve { state: Mutex::new(State { limit, ..State::default() }), ..Valve::default() });
+        let valve =
+            Arc::new(Valve { state: Mutex::new(State { limit, ..State::default() }), ..Valve::default() });
         let (upstream, passing) = (broker.trim_start_matches("mqtt://").to_owned(), valve.clone());
         std::thread::spawn(move || {
             for device in listener.incoming().map_while(Result::ok) {
@@ -59,7 +60,11 @@ impl Proxy {
     pub fn wait_until_held(&self) -> Result<(), Failure> {
         let waiting = self.valve.changed.wait_timeout_while(self.valve.lock(), PATIENCE, |state| !state.held);
         let (state, _) = waiting.unwrap_or_else(PoisonError::into_inner);
-        if state.held { Ok(()) } else { Err(format!("only {} bytes went down in {PATIENCE:?}", state.passed)) }
+        if state.held {
+            Ok(())
+        } else {
+            Err(format!("only {} bytes went down in {PATIENCE:?}", state.passed))
+        }
     }
 
     /// Lets everything through from now on.

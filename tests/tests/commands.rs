@@ -63,7 +63,8 @@ fn what_is_not_collected_leaves_no_row() -> Result<(), Failure> {
     let score = |prefix: &str| {
         let client = site.client();
         let ids = windows.iter().enumerate().map(|(index, window)| (window, format!("{prefix}-{index}")));
-        ids.map(|(window, id)| client.predict_as(window, Some(&id)).map(drop)).collect::<Result<(), Failure>>()
+        ids.map(|(window, id)| client.predict_as(window, Some(&id)).map(drop))
+            .collect::<Result<(), Failure>>()
     };
     run(&site, &["collect", "--arg", "enabled=off"])?;
     score("off")?;

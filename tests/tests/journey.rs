@@ -67,7 +67,8 @@ fn check_csv(site: &Site, scored: u64) -> Result<(), Failure> {
     site.cloud.text(&["data", "export", "--model", MODEL, "--format", "csv", "-o", &path])?;
     for (designation, first) in [("inputs", "load_0"), ("predictions", "label")] {
         let mut rows = 0;
-        for file in files::below(&output)?.iter().filter(|file| file.ends_with(format!("{designation}.csv"))) {
+        for file in files::below(&output)?.iter().filter(|file| file.ends_with(format!("{designation}.csv")))
+        {
             let path = file.display().to_string();
             let known = format!("/modeldata/edgewise/edge/default/{DEVICE}/{MODEL}/");
             assert!(path.contains(&known) && path.contains(&format!("/{designation}/")), "{path}");

@@ -300,6 +300,7 @@ impl Spool {
     }
 
     /// Closes the spool in order, which spares the next start a segment to check. To just drop it is as safe.
+    /// It can be used on: the next append begins a new segment.
     ///
     /// # Errors
     /// The disk refuses to be written; what was appended is safe all the same.

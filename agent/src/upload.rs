@@ -185,7 +185,11 @@ impl Uploader {
     }
 
     async fn publish_ledger(&self) -> Result<(), SpoolError> {
-        let ledger = on_the_wire(self.with_spool(|spool| Ok(spool.ledger())).await?);
+        let (ledger, losses) = self.with_spool(|spool| Ok((spool.ledger(), spool.take_losses()))).await?;
+        for loss in losses {
+            tracing::error!(part = %loss.name, rows = loss.rows, why = %loss.why, "a part of the spool is damaged");
+        }
+        let ledger = on_the_wire(ledger);
         self.ledger.send_if_modified(|known| {
             let changed = *known != ledger;
             *known = ledger;

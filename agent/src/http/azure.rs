@@ -79,12 +79,12 @@ impl Ids {
 async fn score_body(State(api): State<Api>, Extension(ids): Extension<Ids>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let answer = async {
-        let live = chosen(&api)?;
+        let received = api.intake.receive(&parts.headers, body).await?;
         if !is_json(&parts.headers) {
             let line = "Expects Content-Type to be application/json";
             return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, line).into());
         }
-        let received = api.intake.receive(&parts.headers, body).await?;
+        let live = chosen(&api)?;
         score(&api, live, received.bytes.clone(), &ids).await
     };
     respond(answer.await)

@@ -17,12 +17,18 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 pub(super) struct Failure {
     pub(super) status: StatusCode,
     line: String,
+    closes: bool,
 }
 
 impl Failure {
     pub(super) fn new(status: StatusCode, line: impl Into<String>) -> Self {
         let line = bounded_text(line).replace(['\n', '\r'], " ");
-        Self { status, line }
+        Self { status, line, closes: false }
+    }
+
+    /// Also ends the connection, and says so: the request's body was not read to its end, so no other can follow.
+    pub(super) fn closing(self) -> Self {
+        Self { closes: true, ..self }
     }
 
     pub(super) fn bad_request(line: impl Into<String>) -> Self {
@@ -57,6 +63,9 @@ impl Failure {
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        if self.closes {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

@@ -118,10 +118,10 @@ async fn model_ready(State(api): State<Api>, target: Target) -> Result<Response,
 }
 
 async fn infer(State(api): State<Api>, target: Target, request: Request) -> Result<Response, Failure> {
-    let live = target.find(&api)?;
     let (parts, body) = request.into_parts();
-    let json_length = json_length(&parts.headers)?;
     let received = api.intake.receive(&parts.headers, body).await?;
+    let live = target.find(&api)?;
+    let json_length = json_length(&parts.headers)?;
     let (bytes, model) = (received.bytes.clone(), live.clone());
     let wanted = sized(bytes.len(), move || read(bytes, json_length, &model)).await?;
     let Wanted { id, inputs, outputs } = wanted;

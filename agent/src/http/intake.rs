@@ -35,8 +35,13 @@ impl Intake {
         Self { max_body, timeout, memory }
     }
 
-    /// Reads a body whole.
+    /// Reads a body whole. To be called before anything is refused: what is not read can't be followed by another
+    /// request on its connection.
     pub(super) async fn receive(&self, headers: &HeaderMap, body: Body) -> Result<Received, Failure> {
+        self.bounded(headers, body).await.map_err(Failure::closing)
+    }
+
+    async fn bounded(&self, headers: &HeaderMap, body: Body) -> Result<Received, Failure> {
         let encoding = headers.get(header::CONTENT_ENCODING).map(|encoding| encoding.as_bytes());
         if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
             let line = "compressed bodies are not taken: send it without content-encoding";

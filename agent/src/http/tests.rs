@@ -54,7 +54,7 @@ fn options() -> Options {
         max_body_bytes: 100_000,
         max_held_bytes: 150_000,
         max_connections: 16,
-        read_timeout: Duration::from_millis(300),
+        read_timeout: Duration::from_secs(20),
         score_model: None,
         cors_origins: vec!["https://plant.example".to_owned()],
     }
@@ -78,7 +78,11 @@ impl Served {
 
     /// With the sample model, proven as in the field.
     fn with_sample() -> Self {
-        let served = Self::new(options(), Duration::from_secs(10));
+        Self::with_sample_and(options())
+    }
+
+    fn with_sample_and(options: Options) -> Self {
+        let served = Self::new(options, Duration::from_secs(10));
         served.scorer.swap(sample("power-demand")).unwrap();
         served
     }
@@ -355,13 +359,18 @@ fn every_mistake_has_its_status_and_one_line() {
     assert_eq!(served.request("POST", infer, &gzip, b"x").status, 415);
     assert_eq!(served.request("POST", "/score", &[("content-type", "text/plain")], b"{}").status, 415);
     assert_eq!(served.request("GET", infer, &[], b"").header("allow"), "POST");
+    assert_eq!(
+        served.post(infer, &" ".repeat(100_001)).header("connection"),
+        "close",
+        "the body was not read"
+    );
 
     assert!(served.infer(&json!({ "inputs": golden().0 })).status == 200, "and it still serves");
     let rejected =
         served.metric(r#"nv_inference_request_failure{model="power-demand",version="2",reason="OTHER"}"#);
     assert!(rejected >= 4, "{rejected}");
     assert_eq!(served.metric(r#"nv_inference_request_success{model="power-demand",version="2"}"#), 1);
-    assert_eq!(served.metric(r#"edgewise_http_responses_total{status="413"}"#), 2);
+    assert_eq!(served.metric(r#"edgewise_http_responses_total{status="413"}"#), 3);
     assert_eq!(served.metric("agent_up"), 1);
 }
 
@@ -486,7 +495,7 @@ fn a_stop_answers_what_is_under_way_and_frees_the_port() {
 
 #[test]
 fn a_peer_that_stalls_loses_its_connection() {
-    let served = Served::with_sample();
+    let served = Served::with_sample_and(Options { read_timeout: Duration::from_millis(500), ..options() });
     let stall = |sent: &str| {
         let mut peer = TcpStream::connect(served.address).unwrap();
         peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -506,7 +515,7 @@ fn a_peer_that_stalls_loses_its_connection() {
 
 #[test]
 fn bodies_together_have_a_bound() {
-    let served = Served::with_sample();
+    let served = Served::with_sample_and(Options { read_timeout: Duration::from_millis(500), ..options() });
     let stalled = |bytes: usize| {
         let mut peer = TcpStream::connect(served.address).unwrap();
         let head = "POST /v2/models/power-demand/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n";

@@ -129,7 +129,10 @@ proptest! {
                 Step::Reopen { clean } => {
                     // What was only shed is durable with the next write; here there may be none.
                     spool.note();
-                    if clean { spool.close().unwrap() } else { drop(spool) }
+                    if clean {
+                        spool.close().unwrap();
+                    }
+                    drop(spool);
                     spool = open(&directory);
                     prop_assert_eq!(spool.stream(), &stream);
                     prop_assert_eq!(spool.take_losses(), vec![]);
@@ -209,10 +212,9 @@ fn a_receipt_is_the_only_word_that_rows_are_up() {
     // All is up and gone, and still no number comes twice.
     for clean in [true, false] {
         if clean {
-            spool.close().unwrap()
-        } else {
-            drop(spool)
+            spool.close().unwrap();
         }
+        drop(spool);
         spool = open(&directory);
         assert_eq!(names(&directory), Vec::<String>::new());
         let next = spool.append(&rows(1, 1, 50)).unwrap();

@@ -33,7 +33,7 @@ pub fn prove(bundle: &Bundle, options: &LoadOptions) -> Result<Proof, RegistryEr
     };
     let mut signature = None;
     let mut engines = Vec::new();
-    let mut best_refusal: Option<(bool, String)> = None;
+    let mut refusals = Vec::new();
     for Availability { provider, version } in engine::available(options) {
         // Only processors: a registry's GPU says nothing about a device's.
         let is_processor = matches!(provider, engine::Provider::Tract | engine::Provider::Cpu);
@@ -51,16 +51,14 @@ pub fn prove(bundle: &Bundle, options: &LoadOptions) -> Result<Proof, RegistryEr
                 record.verified = true;
             }
             Err((loaded, why)) => {
-                if best_refusal.as_ref().is_none_or(|(best, _)| loaded && !best) {
-                    best_refusal = Some((loaded, format!("{}: {why}", record.engine)));
-                }
+                refusals.push((loaded, format!("{}: {why}", record.engine)));
                 record.golden_samples = 0;
                 record.why = Some(why);
             }
         }
         engines.push(record);
     }
-    match (signature, best_refusal) {
+    match (signature, refusals.into_iter().max_by_key(|(loaded, _)| *loaded)) {
         (Some(signature), _) => Ok(Proof { signature: record_of(&signature), engines }),
         (None, Some((_, why))) => Err(RegistryError::Refused(why)),
         (None, None) => Err(RegistryError::Internal("no engine is here to prove a model with".to_owned())),

@@ -104,9 +104,9 @@ pub struct Desired {
     pub revision: u64,
     /// The models to serve, in any order, each name once. What is not here is stopped.
     pub models: Vec<DesiredModel>,
-    /// What to collect where a model's own settings do not say.
-    #[serde(default)]
-    pub collect: Collect,
+    /// What to collect where a model's own settings do not say; without it the device's own word holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collect: Option<Collect>,
 }
 
 /// One model that a device shall serve.
@@ -120,6 +120,10 @@ pub struct DesiredModel {
     pub digest: Digest,
     /// Bytes of all files of the bundle.
     pub size: u64,
+    /// Grows with every deploy of this model to this device, so that deploying a version that was rejected or
+    /// rolled back means: try again.
+    #[serde(default)]
+    pub deployment: u64,
     /// Signature over the digest; empty while bundles are not signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<ByteBuf>,

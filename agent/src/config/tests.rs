@@ -60,7 +60,7 @@ fn the_example_route_of_the_manual_works() {
     let file = file(&example);
     let config = load(&sources(Some(file.path()), &[], &[])).config.unwrap();
     let [route] = config.routes.as_slice() else { panic!("{:?}", config.routes) };
-    assert_eq!((route.input.as_str(), route.qos), ("sensors/+/window", 1));
+    assert_eq!((route.input.as_str(), route.qos), ("sensors/+/window", 0));
 }
 
 #[test]

@@ -62,6 +62,7 @@ impl Store {
             version: version.version,
             digest: record.digest.parse().map_err(|_| StoreError::Range(DOING))?,
             size: record.size,
+            deployment: crate::now_ms(),
             signature: None,
             settings: settings.clone(),
         };
@@ -272,7 +273,7 @@ fn device_row(row: &AnyRow, doing: &'static str) -> Result<DeviceRow, StoreError
         desired: Desired {
             revision: unsigned(row, "revision", doing)?,
             models: from_json(&text(row, "desired", doing)?, doing)?,
-            collect: Collect::default(),
+            collect: None,
         },
         online: unsigned(row, "online", doing)? == 1,
         presence: optional("presence")?.map(|json| from_json(&json, doing)).transpose()?,

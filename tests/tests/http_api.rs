@@ -17,7 +17,7 @@ fn bad_requests_get_their_status_and_one_line() -> Result<(), Failure> {
     let mut asks_for_other = good.clone();
     asks_for_other["outputs"] = json!([{"name": "nothing"}]);
     let oip = [
-        ("not JSON", "{\"inputs\": [".into(), 400, "JSON"),
+        ("not JSON", "{\"inputs\": [".into(), 400, "EOF"),
         ("no inputs", json!({}), 400, "inputs"),
         ("another input", input("other", "FP32", json!([1, 24]), json!(load)), 400, "load"),
         ("another type", input("load", "INT64", json!([1, 24]), json!(vec![1; 24])), 400, "FP32"),

@@ -15,7 +15,7 @@ const WAITING: usize = 6;
 fn an_agent_that_is_told_to_stop_finishes_what_it_accepted() -> Result<(), Failure> {
     let mut site = Site::start("shutdown")?;
     let windows = data::test_split()?;
-    site.bring(2)?;
+    site.bring(1)?;
     let body = all_at_once(&windows);
     // Each holds the whole test split, so that the engine is busy for a while.
     let client = site.client();
@@ -43,7 +43,7 @@ fn an_agent_that_is_told_to_stop_finishes_what_it_accepted() -> Result<(), Failu
         let gone = device["online"] == false && device["state"] == "stopping";
         if gone { Ok(()) } else { Err(format!("{} {}", device["online"], device["state"])) }
     })?;
-    site.agent = e2e::site::start_agent(&site.directory, &site.broker.url)?;
+    site.restart_agent()?;
     site.cloud.wait_for_phase(DEVICE, MODEL, 1, "active")?;
     let ledger = site.flush()?;
     let rows = (WAITING * windows.len()) as u64;

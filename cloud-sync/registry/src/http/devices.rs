@@ -47,7 +47,7 @@ pub(super) struct UndeployQuery {
 
 /// Lists devices in the order of their ids.
 #[utoipa::path(
-    get, path = "/api/devices", tag = "devices", params(ListQuery),
+    get, path = "/api/devices", operation_id = "list_devices", tag = "devices", params(ListQuery),
     responses((status = 200, body = DevicePage, description = "a page of devices"))
 )]
 pub(super) async fn list(
@@ -63,7 +63,7 @@ pub(super) async fn list(
 
 /// Shows a device: what it shall run beside what it runs.
 #[utoipa::path(
-    get, path = "/api/devices/{id}", tag = "devices", params(("id" = String, Path)),
+    get, path = "/api/devices/{id}", operation_id = "show_device", tag = "devices", params(("id" = String, Path)),
     responses(
         (status = 200, body = DeviceRecord, description = "the device"),
         (status = 404, body = Problem, description = "there is no such device")

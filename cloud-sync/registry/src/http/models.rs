@@ -92,7 +92,7 @@ pub(super) async fn register(
 
 /// Lists model versions in the order of name and version.
 #[utoipa::path(
-    get, path = "/api/models", tag = "models", params(ListQuery),
+    get, path = "/api/models", operation_id = "list_models", tag = "models", params(ListQuery),
     responses(
         (status = 200, body = ModelPage, description = "a page of versions"),
         (status = 400, body = Problem, description = "the query is wrong")
@@ -117,7 +117,7 @@ pub(super) async fn list(
 
 /// Shows a version; `latest` stands for the highest number.
 #[utoipa::path(
-    get, path = "/api/models/{name}/versions/{version}", tag = "models",
+    get, path = "/api/models/{name}/versions/{version}", operation_id = "show_model", tag = "models",
     params(("name" = String, Path), ("version" = String, Path, description = "a number or `latest`")),
     responses(
         (status = 200, body = ModelRecord, description = "the version"),

@@ -1,6 +1,6 @@
 //! Devices: what each shall run, what it says it runs, and who holds which version.
 
-use cloud_sync::contract::{Collect, Desired, DesiredModel, ModelSettings, Presence, Reported};
+use cloud_sync::contract::{Desired, DesiredModel, ModelSettings, Presence, Reported};
 use cloud_sync::limits::MAX_MODELS;
 use cloud_sync::name::{DeviceId, ModelName, ModelVersion};
 use sqlx::any::AnyRow;

@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 use super::Api;
 
 /// Whether the registry serves, and whether it reaches its broker.
-#[utoipa::path(get, path = "/health", tag = "operations", responses((status = 200, body = Object)))]
+#[utoipa::path(
+    get, path = "/health", tag = "operations",
+    responses((status = 200, body = Object, description = "it serves; `broker` says whether it reaches its broker"))
+)]
 pub(super) async fn health(State(api): State<Api>) -> Json<Value> {
     Json(json!({
         "status": "ok",
@@ -21,7 +24,10 @@ pub(super) async fn health(State(api): State<Api>) -> Json<Value> {
 }
 
 /// Counters in Prometheus' text format.
-#[utoipa::path(get, path = "/metrics", tag = "operations", responses((status = 200, content_type = "text/plain")))]
+#[utoipa::path(
+    get, path = "/metrics", tag = "operations",
+    responses((status = 200, content_type = "text/plain", description = "the counters"))
+)]
 pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let (worker, session, sink) = (&api.parts.counters, api.parts.link.counters(), api.parts.sink.counters());
     let counters: [(&str, &str, &AtomicU64); 14] = [

@@ -11,6 +11,8 @@ mod commands;
 mod devices;
 mod models;
 mod row_files;
+#[cfg(test)]
+pub(crate) use devices::tests;
 
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Any, AnyPool, Executor, Row, SqlSafeStr, Transaction};
 
-pub use devices::{DeviceRow, Note};
+pub use devices::{DeviceRow, Note, Noted};
 pub use models::ModelFilter;
 pub(crate) use models::check_labels;
 pub use row_files::{FileQuery, RowFile};
@@ -91,6 +93,12 @@ impl Store {
         let first = Migration::new(1, "registry".into(), MigrationType::Simple, schema, false);
         Migrator::with_migrations(vec![first]).run(&pool).await?;
         Ok(Self { pool })
+    }
+
+    /// Whether the database answers.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let answer = self.pool.execute("SELECT 1").await;
+        answer.map(|_| ()).map_err(sql("asking the database for a sign of life"))
     }
 
     /// Closes the database once everything that runs on it has ended.

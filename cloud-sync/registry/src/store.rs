@@ -5,7 +5,8 @@
 //! - Every change is one transaction that holds the write lock from its first statement, so two of them never
 //!   interleave: a deploy and a delete of one version can't both succeed.
 //! - A version's number is taken from `models.last_version`, which is never lowered or deleted.
-//! - The statements are those that SQLite and PostgreSQL share; numbers are BIGINT, truth is 0 or 1, structure is JSON.
+//! - The statements are those that SQLite and PostgreSQL share, save for how a connection and a transaction begin;
+//!   numbers are BIGINT, truth is 0 or 1, structure is JSON.
 
 mod commands;
 mod devices;

@@ -285,7 +285,8 @@ fn restarted(mut state: Deployment) -> (Deployment, Vec<Effect>) {
     let mut effects = Vec::new();
     if let Some(active) = state.active.clone() {
         if state.restores >= MAX_RESTORES {
-            let why = format!("the agent died {MAX_RESTORES} times while it loaded version {}", active.version);
+            let why =
+                format!("the agent died {MAX_RESTORES} times while it loaded version {}", active.version);
             (state, effects) = give_up_active(state, why);
         } else {
             effects.push(Effect::AwaitRestore(active));

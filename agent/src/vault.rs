@@ -170,7 +170,8 @@ impl Vault {
     fn lacking(&self) -> u64 {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
         let manifests: Vec<Manifest> = kept.iter().filter_map(|digest| self.manifest(digest)).collect();
-        let missing: HashSet<ChunkRef> = manifests.iter().flat_map(|manifest| self.missing(manifest)).collect();
+        let missing: HashSet<ChunkRef> =
+            manifests.iter().flat_map(|manifest| self.missing(manifest)).collect();
         missing.iter().map(|chunk| u64::from(chunk.size)).sum()
     }
 

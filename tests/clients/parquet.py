@@ -5,15 +5,15 @@ import sys
 import duckdb
 
 directory, rows = sys.argv[1], int(sys.argv[2])
-table = duckdb.read_parquet(f"{directory}/**/*.parquet", union_by_name=True)
-columns = dict(zip(table.columns, map(str, table.dtypes)))
+rows_read = duckdb.read_parquet(f"{directory}/**/*.parquet", union_by_name=True)
+columns = dict(zip(rows_read.columns, map(str, rows_read.dtypes)))
 for name, kind in {"device": "VARCHAR", "correlation_id": "VARCHAR", "received": "TIMESTAMP"}.items():
     assert columns[name].startswith(kind), columns
 loads = [name for name in columns if name.startswith("input.load")]
 assert len(loads) == 24 and all(columns[name] == "FLOAT" for name in loads), columns
 assert columns["output.label"] == "BIGINT", columns
 found, ids, labels = duckdb.sql(
-    'SELECT count(*), count(DISTINCT correlation_id), count(DISTINCT "output.label") FROM table'
+    'SELECT count(*), count(DISTINCT correlation_id), count(DISTINCT "output.label") FROM rows_read'
 ).fetchone()
 assert found == rows, f"{rows} rows were expected, {found} are there"
 assert ids == rows, f"{rows} rows have {ids} correlation ids"

@@ -1,10 +1,15 @@
 //! HTTP as the tests speak it: any request, its status and body, and the Open Inference Protocol's most common one.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use ureq::http::{HeaderMap, Request};
 
 use crate::data::{MODEL, Window};
 use crate::process::Failure;
+
+/// Longest time from request to answer, so that no test waits for ever.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// What a server answered.
 #[derive(Debug)]
@@ -39,7 +44,7 @@ pub struct Client {
 impl Client {
     /// A client of the server at `url`.
     pub fn new(url: &str) -> Self {
-        let config = ureq::Agent::config_builder().http_status_as_error(false);
+        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(LONGEST));
         Self { http: config.build().into(), url: url.trim_end_matches('/').to_owned() }
     }
 

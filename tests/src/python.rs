@@ -4,6 +4,9 @@ use std::process::Command;
 
 use crate::process::Failure;
 
+/// Longest time that a script may take, in seconds, so that no test waits for ever.
+const LONGEST: &str = "120";
+
 /// Runs `tests/clients/SCRIPT` and gives what it prints.
 pub fn run(script: &str, arguments: &[&str]) -> Result<String, Failure> {
     let python = crate::target_root().join("venv/bin/python");
@@ -11,7 +14,7 @@ pub fn run(script: &str, arguments: &[&str]) -> Result<String, Failure> {
         return Err(format!("there is no {}: run tests/fetch-models", python.display()));
     }
     let script = crate::repository().join("tests/clients").join(script);
-    let output = Command::new(python).arg(&script).args(arguments).output();
+    let output = Command::new("timeout").arg(LONGEST).arg(python).arg(&script).args(arguments).output();
     let output = output.map_err(|error| format!("running {}: {error}", script.display()))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() {

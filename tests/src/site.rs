@@ -57,11 +57,15 @@ impl Site {
         Client::new(&self.agent.http)
     }
 
-    /// Kills the agent as a power cut would, and starts it again.
+    /// Kills the agent as a power cut would, starts it again and waits until it serves what it served.
     pub fn restart_agent(&mut self) -> Result<(), Failure> {
         self.agent.process.kill();
         self.agent = start_agent(&self.directory, &self.broker.url)?;
-        Ok(())
+        let client = self.client();
+        wait_until(PATIENCE, || match client.get("/v2/health/ready")?.status {
+            200 => Ok(()),
+            status => Err(format!("ready answers {status}")),
+        })
     }
 
     /// Kills the cloud as a power cut would, and starts it again.
@@ -81,6 +85,16 @@ impl Site {
     pub fn deploy(&self, version: u64) -> Result<Value, Failure> {
         self.cloud.text(&["deploy", &format!("{MODEL}:{version}"), "--device", DEVICE])?;
         self.cloud.wait_for_phase(DEVICE, MODEL, version, "active")
+    }
+
+    /// Waits until a version of the sample answers requests.
+    pub fn wait_for_version(&self, version: u64) -> Result<(), Failure> {
+        let client = self.client();
+        wait_until(PATIENCE, || {
+            let about = client.get(&format!("/v2/models/{MODEL}"))?;
+            let serves = about.json()["versions"][0] == version.to_string().as_str();
+            if serves { Ok(()) } else { Err(format!("version {version} does not serve: {}", about.text)) }
+        })
     }
 
     /// Has the device upload everything; gives its ledger.

@@ -26,16 +26,17 @@ fn a_pull_ends_well_though_a_peer_answers_with_other_bytes() -> Result<(), Failu
     let heavy = data::heavy(2, 1 << 20, &site.directory.join("bundle"))?;
     site.cloud.register(&heavy)?;
     let bundle = Bundle::open(&heavy).map_err(|error| error.to_string())?;
-    let flow = Background::start(&site.agent.http, &data::test_split()?);
-    flow.wait_for(1, 1)?;
-    // The desired state stays with the broker, so that the device's only answers are the peer's.
+    // The desired state stays with the broker while cloud and device are away, so that the peer's answers are the only
+    // ones that the device gets.
+    assert_eq!(site.agent.process.terminate()?, 0);
     site.cloud.text(&["deploy", &format!("{MODEL}:2"), "--device", DEVICE])?;
     site.cloud.process.kill();
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let mut peer = Peer::connect(&site.broker.url).await?;
-        peer.answer_wrongly(bundle.digest(), bundle.encoded_manifest()).await
-    })?;
+    let mut peer = runtime.block_on(Peer::connect(&site.broker.url))?;
+    site.restart_agent()?;
+    let flow = Background::start(&site.agent.http, &data::test_split()?);
+    runtime.block_on(peer.answer_wrongly(bundle.digest(), bundle.encoded_manifest()))?;
+    flow.wait_for(1, 1)?;
     site.cloud = start_cloud(&site.directory, &site.broker.url)?;
     site.cloud.wait_for_phase(DEVICE, MODEL, 2, "active")?;
     flow.wait_for(2, 50)?;

@@ -31,14 +31,14 @@ fn a_provider_that_cannot_be_had_is_an_error_and_no_other_one() -> Result<(), Fa
     let data = e2e::fresh_directory("e2e/engines-refused")?.display().to_string();
     let bundle = data::sample(Some(2)).display().to_string();
     let run = ["run", "--local", &bundle, "--data", &data, "--http", "127.0.0.1:0"];
-    for (more, says) in [
-        (&["--provider", "cpu"][..], "ONNX Runtime"),
-        (&["--provider", "cuda", "--onnxruntime", &library], "cuda"),
-        (&["--onnxruntime", "/nowhere/libonnxruntime.so"], "/nowhere/libonnxruntime.so"),
+    for (more, code, says) in [
+        (&["--provider", "cpu"][..], 1, "ONNX Runtime"),
+        (&["--provider", "cuda", "--onnxruntime", &library], 1, "cuda"),
+        (&["--onnxruntime", "/nowhere/libonnxruntime.so"], 78, "/nowhere/libonnxruntime.so"),
     ] {
         let output = run_agent(&[&run, more].concat())?;
         let line = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{more:?}: {line}");
+        assert_eq!(output.status.code(), Some(code), "{more:?}: {line}");
         assert!(line.contains(says), "{more:?}: {line}");
     }
     Ok(())

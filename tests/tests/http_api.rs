@@ -17,7 +17,7 @@ fn bad_requests_get_their_status_and_one_line() -> Result<(), Failure> {
     let mut asks_for_other = good.clone();
     asks_for_other["outputs"] = json!([{"name": "nothing"}]);
     let oip = [
-        ("not JSON", "{\"inputs\": [".into(), 400, "JSON"),
+        ("not JSON", "{\"inputs\": [".into(), 400, "EOF"),
         ("no inputs", json!({}), 400, "inputs"),
         ("another input", input("other", "FP32", json!([1, 24]), json!(load)), 400, "load"),
         ("another type", input("load", "INT64", json!([1, 24]), json!(vec![1; 24])), 400, "FP32"),
@@ -37,7 +37,7 @@ fn bad_requests_get_their_status_and_one_line() -> Result<(), Failure> {
         ("unknown model", "POST", "/v2/models/other/infer", &[JSON][..], 404, "other"),
         ("unknown version", "POST", &format!("/v2/models/{MODEL}/versions/9/infer"), &[JSON], 404, "9"),
         ("unknown model's ready", "GET", "/v2/models/other/ready", &[], 404, "other"),
-        ("unknown path", "GET", "/v3", &[], 404, "/v3"),
+        ("unknown path", "GET", "/v2/nothing", &[], 404, "/v2/nothing"),
         ("wrong method", "PUT", &infer, &[JSON], 405, "PUT"),
         (
             "cut-off header",

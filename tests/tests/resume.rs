@@ -2,9 +2,9 @@
 
 use e2e::data::{self, MODEL};
 use e2e::mosquitto::Mosquitto;
-use e2e::process::{Failure, wait_until};
+use e2e::process::Failure;
 use e2e::proxy::Proxy;
-use e2e::site::{DEVICE, PATIENCE, Site, start_agent, start_cloud};
+use e2e::site::{DEVICE, Site, start_agent, start_cloud};
 
 /// Bytes of the asset that makes the bundle heavy.
 const HEAVY: usize = 24 << 20;
@@ -57,12 +57,7 @@ fn a_killed_agent_serves_its_version_again_without_the_cloud() -> Result<(), Fai
     site.broker.kill();
     for _ in 0..3 {
         site.restart_agent()?;
-        let client = site.client();
-        wait_until(PATIENCE, || match client.get("/v2/health/ready")?.status {
-            200 => Ok(()),
-            status => Err(format!("ready answers {status}")),
-        })?;
-        assert_eq!(client.predict(&window)?, label);
+        assert_eq!(site.client().predict(&window)?, label);
     }
 
     site.broker.restart()?;
@@ -71,8 +66,7 @@ fn a_killed_agent_serves_its_version_again_without_the_cloud() -> Result<(), Fai
     let rolled_back =
         site.cloud.json(&["command", DEVICE, "rollback", "--arg", &format!("model={MODEL}")])?;
     assert_eq!(rolled_back["result"]["version"], 1, "the version before was not kept: {rolled_back}");
-    assert_eq!(site.client().predict(&window)?.0, 1);
-    Ok(())
+    site.wait_for_version(1)
 }
 
 #[test]

@@ -342,7 +342,8 @@ impl Driver {
     /// Writes the state. Where that fails, what serves goes on, and it is tried again.
     async fn write(&mut self) {
         let (path, state) = (self.parts.state.clone(), self.state.clone());
-        let written = blocking(move || state.write(&path)).await.unwrap_or_else(|why| Err(std::io::Error::other(why)));
+        let written =
+            blocking(move || state.write(&path)).await.unwrap_or_else(|why| Err(std::io::Error::other(why)));
         self.unwritten = written.is_err();
         if let Err(error) = written {
             let path = self.parts.state.display();

@@ -60,11 +60,18 @@ fn the_version_before_is_kept_and_can_be_had_back() {
     assert_eq!(state.previous, Some(target(1)));
     let (state, effects) = step(state, Event::Rollback);
     assert_eq!(effects, [Effect::Abandon, Effect::AwaitRestore(target(1)), Effect::Collect]);
-    assert_eq!((state.phase, &state.active, &state.previous), (Phase::RolledBack, &Some(target(1)), &Some(target(2))));
+    assert_eq!(
+        (state.phase, &state.active, &state.previous),
+        (Phase::RolledBack, &Some(target(1)), &Some(target(2)))
+    );
     let (state, effects) = step(state, Event::Desired(target(2)));
     assert!(effects.is_empty(), "the same wish again does not bring the version back");
     let again = Target { deployment: 9, ..target(2) };
-    assert_eq!(step(state, Event::Desired(again.clone())).1, [Effect::Abandon, Effect::Fetch(again)], "a new one does");
+    assert_eq!(
+        step(state, Event::Desired(again.clone())).1,
+        [Effect::Abandon, Effect::Fetch(again)],
+        "a new one does"
+    );
     assert!(step(serving(1, None), Event::Rollback).1.is_empty(), "there is nothing to roll back to");
 }
 
@@ -93,8 +100,12 @@ fn a_rejected_version_is_tried_again_when_it_is_deployed_again() {
 
 #[test]
 fn an_orderly_stop_is_no_crash() {
-    let events =
-        vec![Event::Fetched(digest(1)), Event::Verified(digest(1)), Event::ProofTurn(digest(1)), Event::Stopping];
+    let events = vec![
+        Event::Fetched(digest(1)),
+        Event::Verified(digest(1)),
+        Event::ProofTurn(digest(1)),
+        Event::Stopping,
+    ];
     let state = walk(Deployment::new(target(1)).0, events).0;
     assert_eq!(step(state, Event::Restarted).1, [Effect::Verify(target(1))]);
 
@@ -121,7 +132,8 @@ fn a_disk_that_does_not_answer_rejects_nothing() {
     let events = vec![Event::Fetched(digest(1)), Event::Stalled(digest(1), "input/output error".into())];
     let (state, effects) = walk(Deployment::new(target(1)).0, events);
     assert_eq!((state.phase, &effects[..]), (Phase::Verifying, &[Effect::Verify(target(1))][..]));
-    let (state, effects) = step(serving(1, None), Event::RestoreStalled(digest(1), "input/output error".into()));
+    let (state, effects) =
+        step(serving(1, None), Event::RestoreStalled(digest(1), "input/output error".into()));
     assert_eq!(effects, [Effect::AwaitRestore(target(1))]);
     assert_eq!(state.active, Some(target(1)));
 }

@@ -32,7 +32,10 @@ pub(super) struct ExportQuery {
 /// Exports captured rows as a tar of files. Its last entry says how many rows and files there are.
 #[utoipa::path(
     get, path = "/api/data/export", tag = "data", params(ExportQuery),
-    responses((status = 200, content_type = "application/x-tar"), (status = 404, body = Problem))
+    responses(
+        (status = 200, content_type = "application/x-tar", description = "a tar of the files; its last entry counts them"),
+        (status = 404, body = Problem, description = "there is no such model or version")
+    )
 )]
 pub(super) async fn export(
     State(api): State<Api>,

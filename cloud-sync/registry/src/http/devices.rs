@@ -47,7 +47,8 @@ pub(super) struct UndeployQuery {
 
 /// Lists devices in the order of their ids.
 #[utoipa::path(
-    get, path = "/api/devices", tag = "devices", params(ListQuery), responses((status = 200, body = DevicePage))
+    get, path = "/api/devices", operation_id = "list_devices", tag = "devices", params(ListQuery),
+    responses((status = 200, body = DevicePage, description = "a page of devices"))
 )]
 pub(super) async fn list(
     State(api): State<Api>,
@@ -62,8 +63,11 @@ pub(super) async fn list(
 
 /// Shows a device: what it shall run beside what it runs.
 #[utoipa::path(
-    get, path = "/api/devices/{id}", tag = "devices", params(("id" = String, Path)),
-    responses((status = 200, body = DeviceRecord), (status = 404, body = Problem))
+    get, path = "/api/devices/{id}", operation_id = "show_device", tag = "devices", params(("id" = String, Path)),
+    responses(
+        (status = 200, body = DeviceRecord, description = "the device"),
+        (status = 404, body = Problem, description = "there is no such device")
+    )
 )]
 pub(super) async fn show(
     State(api): State<Api>,
@@ -76,7 +80,11 @@ pub(super) async fn show(
 /// Tells devices to run a version, in place of any other version of that model.
 #[utoipa::path(
     post, path = "/api/deployments", tag = "deployments", request_body = DeployRequest,
-    responses((status = 200, body = Deployed), (status = 404, body = Problem), (status = 409, body = Problem))
+    responses(
+        (status = 200, body = Deployed, description = "the new desired state of each device"),
+        (status = 404, body = Problem, description = "there is no such version"),
+        (status = 409, body = Problem, description = "a device can't be given more models")
+    )
 )]
 pub(super) async fn deploy(
     State(api): State<Api>,
@@ -85,7 +93,7 @@ pub(super) async fn deploy(
     let version: ModelVersion = format!("{}:{}", request.name, request.version).parse()?;
     let devices = device_ids(request.devices.iter().map(String::as_str))?;
     check_settings(&request.settings)?;
-    let devices = api.parts.deployments.deploy(&devices, &version, &request.settings).await?;
+    let devices = api.parts.deployments.deploy(devices, version, request.settings).await?;
     Ok(Json(Deployed { devices }))
 }
 
@@ -93,7 +101,10 @@ pub(super) async fn deploy(
 #[utoipa::path(
     delete, path = "/api/deployments/{name}", tag = "deployments",
     params(("name" = String, Path, description = "the model"), UndeployQuery),
-    responses((status = 200, body = Deployed), (status = 404, body = Problem))
+    responses(
+        (status = 200, body = Deployed, description = "the new desired state of each device"),
+        (status = 404, body = Problem, description = "a device is not told to run the model")
+    )
 )]
 pub(super) async fn undeploy(
     State(api): State<Api>,
@@ -102,7 +113,7 @@ pub(super) async fn undeploy(
 ) -> Result<Json<Deployed>, RegistryError> {
     let name: ModelName = name.parse()?;
     let devices = device_ids(query.devices.split(','))?;
-    Ok(Json(Deployed { devices: api.parts.deployments.undeploy(&devices, &name).await? }))
+    Ok(Json(Deployed { devices: api.parts.deployments.undeploy(devices, name).await? }))
 }
 
 /// Has a device do something, and waits for its answer.
@@ -110,7 +121,8 @@ pub(super) async fn undeploy(
     post, path = "/api/devices/{id}/commands", tag = "devices", params(("id" = String, Path)),
     request_body = CommandRequest,
     responses(
-        (status = 200, body = CommandReply), (status = 404, body = Problem),
+        (status = 200, body = CommandReply, description = "what the device answered"),
+        (status = 404, body = Problem, description = "there is no such device"),
         (status = 504, body = Problem, description = "the device did not answer in time")
     )
 )]
@@ -188,6 +200,7 @@ fn device_record(row: DeviceRow) -> DeviceRecord {
         reported_revision: reported.map(|reported| reported.revision),
         models: models.into_values().collect(),
         ledger: reported.map(|reported| reported.ledger.clone()),
+        rows_refused: row.rows_refused,
         hardware: reported.map(|reported| reported.hardware.clone()),
     }
 }

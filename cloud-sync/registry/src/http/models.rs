@@ -59,7 +59,9 @@ pub(super) struct ListQuery {
     ),
     request_body(content = Vec<u8>, content_type = "application/x-tar"),
     responses(
-        (status = 201, body = Registered), (status = 400, body = Problem), (status = 413, body = Problem),
+        (status = 201, body = Registered, description = "the new version"),
+        (status = 400, body = Problem, description = "a name, tag or property is wrong"),
+        (status = 413, body = Problem, description = "the bundle is larger than a bundle may be"),
         (status = 422, body = Problem, description = "the bundle does not load or does not give its golden outputs")
     )
 )]
@@ -90,8 +92,11 @@ pub(super) async fn register(
 
 /// Lists model versions in the order of name and version.
 #[utoipa::path(
-    get, path = "/api/models", tag = "models", params(ListQuery),
-    responses((status = 200, body = ModelPage), (status = 400, body = Problem))
+    get, path = "/api/models", operation_id = "list_models", tag = "models", params(ListQuery),
+    responses(
+        (status = 200, body = ModelPage, description = "a page of versions"),
+        (status = 400, body = Problem, description = "the query is wrong")
+    )
 )]
 pub(super) async fn list(
     State(api): State<Api>,
@@ -112,9 +117,12 @@ pub(super) async fn list(
 
 /// Shows a version; `latest` stands for the highest number.
 #[utoipa::path(
-    get, path = "/api/models/{name}/versions/{version}", tag = "models",
+    get, path = "/api/models/{name}/versions/{version}", operation_id = "show_model", tag = "models",
     params(("name" = String, Path), ("version" = String, Path, description = "a number or `latest`")),
-    responses((status = 200, body = ModelRecord), (status = 404, body = Problem))
+    responses(
+        (status = 200, body = ModelRecord, description = "the version"),
+        (status = 404, body = Problem, description = "there is no such version")
+    )
 )]
 pub(super) async fn show(
     State(api): State<Api>,
@@ -130,7 +138,8 @@ pub(super) async fn show(
     params(("name" = String, Path), ("version" = String, Path, description = "a number or `latest`")),
     request_body = LabelChange,
     responses(
-        (status = 200, body = ModelRecord), (status = 404, body = Problem),
+        (status = 200, body = ModelRecord, description = "the version with its new labels"),
+        (status = 404, body = Problem, description = "there is no such version"),
         (status = 409, body = Problem, description = "a property would change")
     )
 )]
@@ -148,7 +157,8 @@ pub(super) async fn label(
     delete, path = "/api/models/{name}/versions/{version}", tag = "models",
     params(("name" = String, Path), ("version" = u64, Path)),
     responses(
-        (status = 204), (status = 404, body = Problem),
+        (status = 204, description = "it is deleted"),
+        (status = 404, body = Problem, description = "there is no such version"),
         (status = 412, body = Problem, description = "DeletionRequired: a device desires it, runs it or keeps it to roll back to")
     )
 )]
@@ -164,7 +174,10 @@ pub(super) async fn delete(
 #[utoipa::path(
     get, path = "/api/models/{name}/versions/{version}/bundle", tag = "models",
     params(("name" = String, Path), ("version" = String, Path, description = "a number or `latest`")),
-    responses((status = 200, content_type = "application/x-tar"), (status = 404, body = Problem))
+    responses(
+        (status = 200, content_type = "application/x-tar", description = "the bundle"),
+        (status = 404, body = Problem, description = "there is no such version")
+    )
 )]
 pub(super) async fn bundle(
     State(api): State<Api>,

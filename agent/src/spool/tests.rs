@@ -11,7 +11,14 @@ const CHILD_DIRECTORY: &str = "EDGEWISE_TEST_SPOOL";
 const EVERYTHING: usize = usize::MAX;
 
 fn open(directory: &TempDir) -> Spool {
-    Spool::open(directory.path(), SpoolOptions { max_bytes: MIN_BYTES }).unwrap()
+    let begun = Instant::now();
+    loop {
+        // A process that another test is just starting holds all locks of this one until it runs its program.
+        match Spool::open(directory.path(), SpoolOptions { max_bytes: MIN_BYTES }) {
+            Err(SpoolError::InUse { .. }) if begun.elapsed().as_secs() < 10 => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 /// A row whose bytes say which it is, and do not compress.

@@ -2,21 +2,21 @@
 //!
 //! Invariants:
 //! - [`App::build`] opens and binds everything and starts nothing: what can't work is found before it begins.
-//! - Every task is in one set; the first that ends unasked ends the agent, by its name, with a failure.
-//! - Shutdown, in order: no new work → queued scores finish → rows are in the spool → `stopping` is reported →
-//!   the link is closed. One deadline for all; whoever is late is named.
+//! - Every task and thread is watched; the first that ends unasked ends the agent, by its name, with a failure.
+//! - Shutdown, in order: no new work → what was taken is answered → queued scores finish → rows are in the spool →
+//!   `stopping` is reported → the link is closed. One deadline for all; whoever is late is named.
 
 mod dispatcher;
 mod drain;
 mod local;
+mod tasks;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use cloud_sync::contract::{Collect, Ledger, Receipt};
 use cloud_sync::session::{self, BrokerUrl, Event, Options, TlsError};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{self, Capture};
@@ -37,8 +37,8 @@ use crate::service::Service;
 use crate::spool::{Spool, SpoolError, SpoolOptions};
 use crate::upload::{RECEIPTS, Uploader};
 use crate::vault::{Vault, VaultError};
-use dispatcher::Dispatcher;
-use drain::{Drain, Stops};
+use dispatcher::{Dispatcher, Dropped};
+use drain::Running;
 
 /// Why the agent could not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +79,14 @@ pub enum Error {
     /// The certificates for the cloud can't be used.
     #[error("the link to the cloud: {0}")]
     Tls(#[from] TlsError),
+    /// The record of commands can't be used.
+    #[error("setting the damaged record of commands {path} aside: {source}", path = .path.display())]
+    Commands {
+        /// The record.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The link's own messages can't be made.
     #[error(transparent)]
     Contract(#[from] cloud_sync::contract::ContractError),
@@ -123,6 +131,7 @@ struct CloudParts {
     commands: Commands,
     once: Once,
     collect: watch::Sender<Collect>,
+    dropped: Arc<Dropped>,
 }
 
 /// Runs the agent until it is told to stop. Blocking: makes the runtime of its own.
@@ -151,6 +160,7 @@ impl App {
             Some(broker) => {
                 let (service, cloud) = CloudParts::build(broker, &config, scorer, boot_id, log_level)?;
                 metrics.watch(cloud.link.clone(), cloud.status.clone(), cloud.commands.ledger.clone());
+                metrics.add(cloud.dropped.clone().source());
                 (service, Some(cloud))
             }
             None => (Service { scorer, capture: Capture::nowhere(), timeout: config.engine.timeout }, None),
@@ -165,17 +175,16 @@ impl App {
     /// Starts everything, waits for the order to stop or for a part that ends unasked, and drains.
     pub async fn run(self) -> Result<(), Error> {
         let mut signals = Signals::new()?;
-        let stops = Stops::default();
-        let mut tasks = JoinSet::new();
-        let mut link_tasks = JoinSet::new();
+        let mut running = Running::default();
         let address = self.http.local_address();
-        spawn(&mut tasks, "http", self.http.run(stops.intake.clone()));
-        spawn(&mut tasks, "routes", self.routes.run(stops.intake.clone()));
+        let intake = &mut running.intake;
+        intake.tasks.spawn("http", self.http.run(intake.stop.clone()));
+        intake.tasks.spawn("routes", self.routes.run(intake.stop.clone()));
         let mut spool = None;
         match self.cloud {
             Some(cloud) => {
                 spool = Some(cloud.spool.clone());
-                cloud.spawn(&self.service, self.readiness, &stops, &mut tasks, &mut link_tasks)?;
+                cloud.spawn(&self.service, self.readiness, &mut running)?;
             }
             None => drop(self.readiness.send_replace(Readiness::ready())),
         }
@@ -185,15 +194,12 @@ impl App {
 
         let outcome = tokio::select! {
             () = signals.stop() => Ok(()),
-            Some(ended) = tasks.join_next() => Err(match ended {
-                Ok((name, why)) => Error::Ended(name, why),
-                Err(error) => Error::Ended("a task", error.to_string()),
-            }),
+            (name, why) = running.first_to_end() => Err(Error::Ended(name, why)),
         };
         if let Err(error) = &outcome {
             tracing::error!(%error, "stopping");
         }
-        Drain { service: self.service, spool, stops, tasks, link_tasks }.run().await;
+        running.drain(self.service, spool).await;
         outcome
     }
 }
@@ -245,8 +251,7 @@ impl CloudParts {
         let (flush, flush_in) = watch::channel(0);
         let (collect, collect_in) = watch::channel(config.collect);
         let (ledger, ledger_in) = watch::channel(Ledger::default());
-        let hardware = health::hardware(&config.data);
-        let reporter = Reporter::new(&boot_id, hardware, status.clone(), ledger_in.clone());
+        let reporter = Reporter::new(&boot_id, config.data.clone(), status.clone(), ledger_in.clone());
         let uploader = Uploader {
             link: link.clone(),
             spool: spool.clone(),
@@ -266,7 +271,8 @@ impl CloudParts {
             flush,
             log_level,
         };
-        let once = Once::open(config.data.join("commands"));
+        let record = config.data.join("commands");
+        let once = Once::open(record.clone()).map_err(|source| Error::Commands { path: record, source })?;
         let parts = Self {
             session,
             events,
@@ -284,6 +290,7 @@ impl CloudParts {
             commands,
             once,
             collect,
+            dropped: Arc::default(),
         };
         Ok((service, parts))
     }
@@ -293,25 +300,24 @@ impl CloudParts {
         self,
         service: &Service,
         readiness: watch::Sender<Readiness>,
-        stops: &Stops,
-        tasks: &mut JoinSet<(&'static str, String)>,
-        link_tasks: &mut JoinSet<()>,
+        running: &mut Running,
     ) -> std::io::Result<()> {
-        let stop = || stops.work.clone();
+        let Running { intake, work, link } = running;
+        let stop = || work.stop.clone();
         let capture = service.capture.clone();
-        spawn(tasks, "status", follow_status(self.status, readiness, capture, self.collect, stop()));
-        std::thread::Builder::new().name("capture".into()).spawn(move || self.writer.run())?;
+        let status = follow_status(self.status, readiness, capture, self.collect, stop());
+        work.tasks.spawn("status", status);
+        work.tasks.spawn("capture", run_thread("capture", stop(), move || self.writer.run())?);
         let (orders, orders_in) = self.orders;
         let driver = self.driver.run(orders_in, stop());
-        spawn(tasks, "deploy", endless(driver));
-        spawn(tasks, "upload", endless(self.uploader.run(stop())));
+        work.tasks.spawn_endless("deploy", driver);
+        work.tasks.spawn_endless("upload", self.uploader.run(stop()));
         let reporter = self.reporter.run(self.link.clone(), self.connects.subscribe(), stop());
-        spawn(tasks, "report", endless(reporter));
+        work.tasks.spawn_endless("report", reporter);
         let (run, waiting) = mpsc::channel(commands::serve::WAITING);
-        let stop_commands = stops.intake.clone();
         let serve =
-            commands::serve::serve(self.commands, self.once, self.link.clone(), waiting, stop_commands);
-        spawn(tasks, "commands", serve);
+            commands::serve::serve(self.commands, self.once, self.link.clone(), waiting, intake.stop.clone());
+        intake.tasks.spawn("commands", serve);
         let dispatcher = Dispatcher {
             link: self.link,
             events: self.events,
@@ -320,9 +326,10 @@ impl CloudParts {
             receipts: self.receipts,
             connects: self.connects,
             commands: run,
+            dropped: self.dropped,
         };
-        link_tasks.spawn(dispatcher.run(stops.link.clone()));
-        link_tasks.spawn(self.session.run(stops.link.clone()));
+        link.tasks.spawn_endless("dispatcher", dispatcher.run(link.stop.clone()));
+        link.tasks.spawn_endless("session", self.session.run(link.stop.clone()));
         Ok(())
     }
 }
@@ -349,22 +356,23 @@ async fn follow_status(
     }
 }
 
-async fn endless(work: impl Future<Output = ()>) -> Result<(), String> {
-    work.await;
-    Ok(())
-}
-
-fn spawn(
-    tasks: &mut JoinSet<(&'static str, String)>,
+/// Starts a thread. The task ends with the thread, also in a panic, or at `stop`.
+fn run_thread(
     name: &'static str,
-    work: impl Future<Output = Result<(), String>> + Send + 'static,
-) {
-    tasks.spawn(async move {
-        match work.await {
-            Ok(()) => (name, "it had nothing left to do".to_owned()),
-            Err(why) => (name, why),
+    stop: CancellationToken,
+    work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<impl Future<Output = Result<(), String>> + Send> {
+    let (alive, ended) = oneshot::channel::<()>();
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        let _alive = alive;
+        work();
+    })?;
+    Ok(async move {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            _ = ended => Err("its thread ended".to_owned()),
         }
-    });
+    })
 }
 
 /// SIGTERM and SIGINT: the orders to stop.

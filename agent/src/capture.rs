@@ -34,7 +34,7 @@ const GROUP_ROWS: usize = 512;
 const GROUP_WAIT: Duration = Duration::from_millis(100);
 
 /// Before this (2025-01-01), the wall clock is surely wrong: no agent is that old.
-const EARLIEST_MS: u64 = 1_735_689_600_000;
+pub const EARLIEST_MS: u64 = 1_735_689_600_000;
 
 /// The way into the spool. Cheap to clone.
 #[derive(Clone)]

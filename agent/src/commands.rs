@@ -14,15 +14,15 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::body;
-use crate::capture::wall_ms;
+use crate::capture::{EARLIEST_MS, wall_ms};
 use crate::deploy::driver::Order;
 use crate::health::Reporter;
 use crate::log::LogLevel;
 use crate::scorer::ScoreRefused;
 use crate::service::{Request, Service};
 
-/// Longest time that a command may take, whatever its deadline says: the cloud's own longest wait is 5 minutes.
-const LONGEST: Duration = Duration::from_secs(300);
+/// Longest time that a command may take, whatever its deadline says: the cloud waits no longer.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// The commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,12 @@ type Answer = (u16, Value);
 impl Commands {
     /// Runs a command and answers it.
     pub async fn run(&self, command: &Command) -> Reply {
-        let left = Duration::from_millis(command.deadline.saturating_sub(wall_ms())).min(LONGEST);
+        let now = wall_ms();
+        // A clock that is surely wrong can't tell what is left.
+        let left = match now < EARLIEST_MS {
+            true => LONGEST,
+            false => Duration::from_millis(command.deadline.saturating_sub(now)).min(LONGEST),
+        };
         let (status, result) = self.answer(&command.name, &command.arguments, left).await;
         Reply { id: command.id.clone(), status, result }
     }
@@ -167,17 +172,19 @@ impl Commands {
         let captured = self.service.capture.settle().await;
         self.flush.send_modify(|count| *count += 1);
         let mut ledger = self.ledger.clone();
-        let gone = tokio::time::timeout(
-            left,
-            ledger.wait_for(|ledger| ledger.captured >= captured && ledger.held == 0),
-        )
-        .await;
+        let gone = tokio::time::timeout(left, ledger.wait_for(|ledger| has_left(ledger, captured))).await;
         let status = if matches!(gone, Ok(Ok(_))) { 200 } else { 504 };
         let ledger = self.ledger.borrow().clone();
         serde_json::to_value(ledger)
             .map(|ledger| (status, ledger))
             .map_err(|error| wrong(500, error.to_string()))
     }
+}
+
+/// Whether the first `captured` rows have left the device, while it may go on capturing: rows leave in order, so
+/// they have when as many are no longer held.
+fn has_left(ledger: &Ledger, captured: u64) -> bool {
+    ledger.captured.saturating_sub(ledger.held) >= captured
 }
 
 fn text(arguments: &Map<String, Value>, key: &str) -> Result<String, Answer> {
@@ -203,4 +210,20 @@ fn stopping() -> Answer {
 
 fn wrong(status: u16, error: String) -> Answer {
     (status, json!({ "error": bounded_text(error) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_does_not_wait_for_rows_captured_after_it() {
+        let ledger = |captured, held| Ledger { captured, held, ..Ledger::default() };
+        assert!(!has_left(&ledger(100, 1), 100));
+        assert!(has_left(&ledger(100, 0), 100));
+        assert!(has_left(&ledger(150, 50), 100));
+        assert!(!has_left(&ledger(150, 51), 100));
+        // What is known may be older than the flush.
+        assert!(!has_left(&ledger(90, 0), 100));
+    }
 }

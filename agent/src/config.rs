@@ -282,16 +282,8 @@ fn read_cloud(reader: &mut Reader<'_>) -> Option<Cloud> {
     let keep_alive = reader.value("cloud.keep_alive", reader::duration(SECOND * 5..=SECOND * 1200));
     let insecure_remote = reader.value("cloud.insecure_remote", reader::boolean);
 
-    if let Some(Some(broker)) = &broker
-        && !broker.tls
-        && !is_loopback(&broker.host)
-        && insecure_remote == Some(false)
-    {
-        let what = format!(
-            "{broker} is unencrypted and not on this device: use mqtts://, or set cloud.insecure_remote = true \
-             in a closed network"
-        );
-        reader.wrong("cloud.broker", what);
+    if let (Some(Some(broker)), Some(insecure)) = (&broker, insecure_remote) {
+        refuse_unencrypted(reader, "cloud", broker, insecure);
     }
     if let (Some(certificate), Some(key)) = (&certificate, &key)
         && certificate.is_some() != key.is_some()
@@ -373,6 +365,17 @@ fn password(text: &str) -> Result<String, String> {
     }
     password.truncate(password.trim_end_matches(['\r', '\n']).len());
     if password.is_empty() { Err(format!("{text:?} holds no password")) } else { Ok(password) }
+}
+
+/// What goes to a broker elsewhere is encrypted, unless `SECTION.insecure_remote` says otherwise.
+fn refuse_unencrypted(reader: &mut Reader<'_>, section: &str, broker: &BrokerUrl, insecure: bool) {
+    if !broker.tls && !is_loopback(&broker.host) && !insecure {
+        let what = format!(
+            "{broker} is unencrypted and not on this device: use mqtts://, or set {section}.insecure_remote = true \
+             in a closed network"
+        );
+        reader.wrong(&format!("{section}.broker"), what);
+    }
 }
 
 fn is_loopback(host: &str) -> bool {

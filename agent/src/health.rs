@@ -1,7 +1,8 @@
 //! What the device says of itself: the reported state, and whether it is ready.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cloud_sync::contract::{AgentInfo, Hardware, Ledger, Presence, Reported};
@@ -15,7 +16,9 @@ use crate::link::Link;
 /// Least time between two reports: a deployment passes its phases in milliseconds, and a report says them all.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// Longest time between two reports while the link is up; carries the ledger.
+/// Longest time between two reports while the link is up. Carries the ledger and the free disk, and says again that
+/// the device is there: a broker that was killed may have lost that, or the last will of an older connection may
+/// have come after it.
 const REPORT: Duration = Duration::from_secs(60);
 
 /// Knows the device's state. Cheap to clone.
@@ -23,15 +26,17 @@ const REPORT: Duration = Duration::from_secs(60);
 pub struct Reporter {
     agent: Arc<AgentInfo>,
     hardware: Arc<Hardware>,
+    disk_free_bytes: Arc<AtomicU64>,
+    data: Arc<Path>,
     status: watch::Receiver<Status>,
     ledger: watch::Receiver<Ledger>,
 }
 
 impl Reporter {
-    /// A reporter of what these channels say.
+    /// A reporter of what these channels say, and of the disk that holds `data`. Blocking, as [`hardware`].
     pub fn new(
         boot_id: &str,
-        hardware: Hardware,
+        data: PathBuf,
         status: watch::Receiver<Status>,
         ledger: watch::Receiver<Ledger>,
     ) -> Self {
@@ -40,7 +45,14 @@ impl Reporter {
             boot_id: boot_id.to_owned(),
             state: "running".to_owned(),
         };
-        Self { agent: Arc::new(agent), hardware: Arc::new(hardware), status, ledger }
+        Self {
+            agent: Arc::new(agent),
+            hardware: Arc::new(hardware()),
+            disk_free_bytes: Arc::new(AtomicU64::new(disk_free_bytes(&data))),
+            data: data.into(),
+            status,
+            ledger,
+        }
     }
 
     /// The state now.
@@ -50,7 +62,10 @@ impl Reporter {
             revision: status.revision,
             models: status.models,
             agent: (*self.agent).clone(),
-            hardware: (*self.hardware).clone(),
+            hardware: Hardware {
+                disk_free_bytes: self.disk_free_bytes.load(Ordering::Relaxed),
+                ..(*self.hardware).clone()
+            },
             ledger: self.ledger.borrow().clone(),
         }
     }
@@ -61,7 +76,7 @@ impl Reporter {
         let mut due = tokio::time::interval(REPORT);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let connected = tokio::select! {
+            let with_presence = tokio::select! {
                 () = stop.cancelled() => break,
                 Ok(()) = connects.changed() => true,
                 Ok(()) = self.status.changed() => false,
@@ -72,12 +87,15 @@ impl Reporter {
                     }
                     false
                 }
-                _ = due.tick() => false,
+                _ = due.tick() => {
+                    self.measure_disk().await;
+                    true
+                }
             };
             if !link.is_online() {
                 continue;
             }
-            if connected {
+            if with_presence {
                 self.log_failure(link.presence(&presence(&self.agent.boot_id, true)).await);
             }
             self.log_failure(link.report(&self.reported()).await);
@@ -94,6 +112,14 @@ impl Reporter {
         }
     }
 
+    async fn measure_disk(&self) {
+        let data = self.data.clone();
+        match tokio::task::spawn_blocking(move || disk_free_bytes(&data)).await {
+            Ok(bytes) => self.disk_free_bytes.store(bytes, Ordering::Relaxed),
+            Err(error) => tracing::error!(%error, "measuring the free disk"),
+        }
+    }
+
     fn log_failure(&self, sent: Result<(), crate::link::LinkError>) {
         if let Err(error) = sent {
             // Said again whole at the next connect.
@@ -107,8 +133,8 @@ pub fn presence(boot_id: &str, online: bool) -> Presence {
     Presence { online, boot_id: boot_id.to_owned(), agent_version: env!("CARGO_PKG_VERSION").to_owned() }
 }
 
-/// What this machine is. Blocking: reads some files of the system.
-pub fn hardware(data: &Path) -> Hardware {
+/// What this machine is, but for its disk. Blocking: reads some files of the system.
+fn hardware() -> Hardware {
     let system = System::new().map(|mut system| {
         system.refresh_memory();
         system.refresh_cpu_all();
@@ -122,7 +148,7 @@ pub fn hardware(data: &Path) -> Hardware {
         cores: u32::try_from(cpus.len()).unwrap_or(u32::MAX),
         processor: cpus.first().map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default(),
         memory_bytes: system.as_ref().map_or(0, System::total_memory),
-        disk_free_bytes: disk_free_bytes(data),
+        disk_free_bytes: 0,
     }
 }
 

@@ -1,17 +1,17 @@
 //! The agent's own metrics: link, spool and deployments, in Prometheus text.
 
-use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use cloud_sync::contract::Ledger;
+use cloud_sync::contract::{Ledger, Phase, ReportedModel};
 use tokio::sync::watch;
 
 use crate::deploy::driver::Status;
+use crate::exposition::{Exposition, Kind};
 use crate::link::Link;
 
-/// What writes metrics when they are asked for.
-pub type Source = Arc<dyn Fn() -> String + Send + Sync>;
+/// What writes metrics when they are asked for. Must not wait.
+pub type Source = Arc<dyn Fn(&mut Exposition) + Send + Sync>;
 
 /// Where the metrics come from.
 #[derive(Default)]
@@ -33,37 +33,22 @@ impl Metrics {
 
     /// All of them, as one source.
     pub fn into_source(self) -> Source {
-        Arc::new(move || {
-            let mut text = String::new();
+        Arc::new(move |exposition: &mut Exposition| {
             if let Some((link, status, ledger)) = &self.cloud {
-                of_link(&mut text, link);
-                of_ledger(&mut text, &ledger.borrow());
-                of_deployments(&mut text, &status.borrow());
+                of_link(exposition, link);
+                of_ledger(exposition, &ledger.borrow());
+                of_deployments(exposition, &status.borrow().models);
             }
-            self.more.iter().for_each(|source| text.push_str(&source()));
-            text
+            self.more.iter().for_each(|source| source(exposition));
         })
     }
 }
 
-/// One metric without labels.
-fn single(text: &mut String, name: &str, kind: &str, help: &str, value: u64) {
-    head(text, name, kind, help);
-    line(text, name, "", value);
-}
-
-fn head(text: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-}
-
-fn line(text: &mut String, name: &str, labels: &str, value: u64) {
-    let _ = writeln!(text, "{name}{labels} {value}");
-}
-
-fn of_link(text: &mut String, link: &Link) {
+fn of_link(exposition: &mut Exposition, link: &Link) {
     let counters = link.counters();
-    let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    single(text, "edgewise_link_up", "gauge", "Whether the cloud is connected.", u64::from(link.is_online()));
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let up = u64::from(link.is_online());
+    exposition.family("edgewise_link_up", Kind::Gauge, "Whether the cloud is connected.").sample(&[], up);
     for (name, help, value) in [
         ("edgewise_link_connects_total", "Connections made to the cloud's broker.", get(&counters.connects)),
         ("edgewise_link_received_bytes_total", "Payload bytes received.", get(&counters.received_bytes)),
@@ -75,36 +60,51 @@ fn of_link(text: &mut String, link: &Link) {
         ),
         ("edgewise_link_refused_total", "Messages that could not be believed.", link.refused()),
     ] {
-        single(text, name, "counter", help, value);
+        exposition.family(name, Kind::Counter, help).sample(&[], value);
     }
 }
 
-fn of_ledger(text: &mut String, ledger: &Ledger) {
+fn of_ledger(exposition: &mut Exposition, ledger: &Ledger) {
     for (name, kind, help, value) in [
-        ("edgewise_rows_captured_total", "counter", "Rows captured.", ledger.captured),
-        ("edgewise_rows_uploaded_total", "counter", "Rows that the cloud confirmed.", ledger.uploaded),
-        ("edgewise_rows_held", "gauge", "Rows on this device's disk.", ledger.held),
-        ("edgewise_rows_lost_total", "counter", "Rows in damaged parts of the spool.", ledger.lost),
+        ("edgewise_rows_captured_total", Kind::Counter, "Rows captured.", ledger.captured),
+        ("edgewise_rows_uploaded_total", Kind::Counter, "Rows that the cloud confirmed.", ledger.uploaded),
+        ("edgewise_rows_held", Kind::Gauge, "Rows on this device's disk.", ledger.held),
+        ("edgewise_rows_lost_total", Kind::Counter, "Rows in damaged parts of the spool.", ledger.lost),
     ] {
-        single(text, name, kind, help, value);
+        exposition.family(name, kind, help).sample(&[], value);
     }
-    let name = "edgewise_rows_dropped_total";
-    head(text, name, "counter", "Rows given up, by reason.");
+    let help = "Rows given up, by reason.";
+    let mut dropped = exposition.family("edgewise_rows_dropped_total", Kind::Counter, help);
     for (reason, rows) in &ledger.dropped {
-        line(text, name, &format!("{{reason=\"{reason}\"}}"), *rows);
+        dropped.sample(&[("reason", reason)], rows);
     }
 }
 
-fn of_deployments(text: &mut String, status: &Status) {
-    let name = "edgewise_model_phase";
-    head(text, name, "gauge", "1 for the phase that the desired version of each model is in.");
-    for model in &status.models {
-        let phase = format!("{:?}", model.phase).to_lowercase();
-        line(
-            text,
-            name,
-            &format!("{{model=\"{}\",version=\"{}\",phase=\"{phase}\"}}", model.name, model.version),
-            1,
-        );
+fn of_deployments(exposition: &mut Exposition, models: &[ReportedModel]) {
+    let help = "1 for the phase that the desired version of each model is in.";
+    let mut phases = exposition.family("edgewise_model_phase", Kind::Gauge, help);
+    for model in models {
+        let phase = name_of(model.phase);
+        let version = model.version.to_string();
+        phases.sample(&[("model", model.name.as_str()), ("version", &version), ("phase", &phase)], 1);
+    }
+}
+
+/// The name that the contract gives a phase.
+fn name_of(phase: Phase) -> String {
+    match serde_json::to_value(phase) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => format!("{phase:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_is_called_as_on_the_wire() {
+        assert_eq!(name_of(Phase::RolledBack), "rolled-back");
+        assert_eq!(name_of(Phase::Active), "active");
     }
 }

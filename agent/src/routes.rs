@@ -88,7 +88,7 @@ impl Routes {
     /// What writes the routes' metrics.
     pub fn source(&self) -> Source {
         let lines = self.lines.clone();
-        Arc::new(move || write_metrics(&lines))
+        Arc::new(move |exposition: &mut Exposition| write_metrics(&lines, exposition))
     }
 
     /// Scores what comes until `stop`; then answers what is queued and disconnects.
@@ -265,11 +265,10 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-fn write_metrics(lines: &[Line]) -> String {
+fn write_metrics(lines: &[Line], exposition: &mut Exposition) {
     if lines.is_empty() {
-        return String::new();
+        return;
     }
-    let mut exposition = Exposition::default();
     let mut per_route = |name: &str, kind: Kind, help: &str, value: &dyn Fn(&Line) -> u64| {
         let mut family = exposition.family(name, kind, help);
         for line in lines {
@@ -296,7 +295,6 @@ fn write_metrics(lines: &[Line]) -> String {
         &c.dropped
     });
     counter("edgewise_route_unsent_total", "Answers that found no broker.", |c| &c.unsent);
-    exposition.into_text()
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 //!   gaps, save that a jump follows where the newest segment is found unreadable after a crash.
 //! - Durable: an appended row is on the disk when `append` returns; after a crash it is there, once.
 //! - Accounting: a row is in exactly one of held, uploaded, dropped (by reason) and lost, and [`Ledger`] adds up.
-//! - Only a receipt deletes a row as uploaded; the ledger knows, durably, before the row is deleted.
+//! - Only a receipt deletes a row as uploaded, and only one that this process gave out; the ledger knows, durably,
+//!   before the row is deleted.
 //! - The directory takes at most `max_bytes` of disk at any moment, quarantine and ledger included. When it is
 //!   full, the oldest rows give way, counted.
 //! - A segment that can't be read is set aside, counted and reported; the spool goes on without it.
@@ -30,19 +31,20 @@ use std::fs::{self, File, OpenOptions};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use cloud_sync::limits::MAX_ROW_BYTES;
+
 pub use self::damage::Loss;
 pub use self::error::SpoolError;
 use self::error::{disk, is_full};
 pub use self::ledger::{DropReason, Ledger};
 use self::ledger::{LedgerFile, Record};
 use self::segment::{Segment, SegmentError};
+use crate::durable;
 
 /// The least bound: half a dozen segments of the least useful size (two of sled's log segments).
 pub const MIN_BYTES: u64 = 8 * 1024 * 1024;
 /// The default bound: weeks of a sensor's rows, and little of a board's 4 GB flash.
 pub const DEFAULT_BYTES: u64 = 64 * 1024 * 1024;
-/// The largest row in bytes: with its envelope it must fit one MQTT message of 128 KiB (AWS IoT's limit).
-pub const MAX_ROW_BYTES: usize = segment::MAX_ROW_BYTES;
 
 /// A segment's log takes at most this: sled keeps in memory what it has read of an open one, and an SD card takes
 /// a fraction of a second to read one through.
@@ -101,8 +103,10 @@ pub struct Spool {
     active: Option<Segment>,
     /// The closed segment that was read last, and its first number.
     reader: Option<(u64, Segment)>,
-    /// The last row that was given out to be uploaded.
+    /// The last row that this process gave out to be uploaded.
     offered: u64,
+    /// The last row that a process before this one may have given out under the same stream.
+    offered_before: u64,
     /// Rows that were evicted after they had been given out: a receipt may still come for them.
     evicted: VecDeque<Range<u64>>,
     quarantine_bytes: u64,
@@ -122,7 +126,7 @@ impl Spool {
         let segment_bytes = (max_bytes / SEGMENTS).clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
         fs::create_dir_all(directory).map_err(disk("creating", directory))?;
         if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            directory::sync(parent).map_err(disk("syncing", parent))?;
+            durable::sync_directory(parent).map_err(disk("syncing", parent))?;
         }
         let lock = lock(directory)?;
         let path = directory.join(directory::LEDGER);
@@ -147,11 +151,15 @@ impl Spool {
             active: None,
             reader: None,
             offered: 0,
+            offered_before: 0,
             evicted: VecDeque::new(),
             quarantine_bytes: 0,
             losses: Vec::new(),
         };
         spool.recover(had_ledger)?;
+        if had_ledger {
+            spool.offered_before = spool.record.next - 1;
+        }
         if !had_ledger && had_segments {
             spool.report(
                 directory::LEDGER.to_owned(),
@@ -242,23 +250,28 @@ impl Spool {
         Ok(rows)
     }
 
-    /// Takes the cloud's word that all rows through `durable_through` are safe there, and returns how many of
-    /// them were not counted as uploaded before. The same receipt twice changes nothing.
+    /// Takes the cloud's word that all rows through `durable_through` are safe there, and returns the last row for
+    /// which it is believed: none that this process did not give out. After a restart a receipt may name more, for
+    /// what the process before gave out; those rows go up again and get another. The same receipt twice changes
+    /// nothing.
     ///
     /// A row that was given out and then evicted is counted as uploaded, no longer as dropped, when a receipt comes
     /// for it, unless the process restarted in between. Whether it really had been sent, the spool can't know.
     ///
     /// # Errors
-    /// [`SpoolError::ReceiptAhead`], or the disk refuses to be written; then nothing has changed.
+    /// [`SpoolError::ReceiptAhead`]: the cloud knows another history of this stream, so its word is worth nothing;
+    /// see [`begin_stream`](Self::begin_stream). Or the disk refuses to be written. Nothing has changed then.
     pub fn receipt(&mut self, durable_through: u64) -> Result<u64, SpoolError> {
-        if durable_through >= self.record.next {
-            return Err(SpoolError::ReceiptAhead { through: durable_through, last: self.record.next - 1 });
+        let last = self.offered.max(self.offered_before);
+        if durable_through > last {
+            return Err(SpoolError::ReceiptAhead { through: durable_through, last });
         }
+        let durable_through = durable_through.min(self.offered);
         let head = self.record.head.max(durable_through + 1);
         let held: u64 = self.spans.iter().map(|span| span.rows_in(self.record.head..head)).sum();
         let late: u64 = self.evicted.iter().map(|range| overlap(range, durable_through)).sum();
         if held + late == 0 && head == self.record.head {
-            return Ok(0);
+            return Ok(durable_through);
         }
         let mut record = Record { head, uploaded: self.record.uploaded + held + late, ..self.record.clone() };
         if let Some(dropped) = record.dropped.get_mut(&DropReason::SpoolFull) {
@@ -273,7 +286,20 @@ impl Spool {
             // Its bytes stay counted, and the next receipt or start tries again.
             tracing::warn!(%error, "could not delete an uploaded segment");
         }
-        Ok(held + late)
+        Ok(durable_through)
+    }
+
+    /// Goes on under a new stream, of which the cloud has no row yet: what is held goes up as if for the first time.
+    /// For a spool whose numbers the cloud has seen on other rows, as after the data directory was put back from a
+    /// copy: under the old stream it would take new rows for known ones and drop them.
+    ///
+    /// # Errors
+    /// The disk refuses to be written; then nothing has changed.
+    pub fn begin_stream(&mut self) -> Result<(), SpoolError> {
+        self.commit(self.record.renamed())?;
+        (self.offered, self.offered_before) = (0, 0);
+        self.evicted.clear();
+        Ok(())
     }
 
     /// Counts rows that were given up before they got here. Durable with the next append or receipt.
@@ -284,14 +310,6 @@ impl Spool {
     /// What became of every row so far.
     pub fn ledger(&self) -> Ledger {
         self.record.ledger(self.held())
-    }
-
-    /// Bytes of disk that the spool takes now, as allocated blocks. Walks the directory.
-    ///
-    /// # Errors
-    /// The directory can't be read.
-    pub fn physical_bytes(&self) -> Result<u64, SpoolError> {
-        directory::allocated(&self.directory).map_err(disk("measuring", &self.directory))
     }
 
     /// What was found damaged since the last call.

@@ -6,6 +6,8 @@
 //!   keeps each row once, by its stream and sequence number.
 //! - Each batch names the row that was sent before it, so the cloud notices a batch that was lost; its receipt
 //!   says again how far it has come, and what follows is sent again at once.
+//! - A receipt for rows that were never sent means that the cloud has other rows under this stream's numbers: all
+//!   that is held goes up under a new stream.
 //! - At most [`IN_FLIGHT`] batches are on their way, each within one message.
 
 use std::collections::VecDeque;
@@ -170,14 +172,16 @@ impl Uploader {
             })
             .await;
         match result {
-            Ok(Some(rows)) => {
-                tracing::debug!(rows, through, "receipt");
-                flight.confirmed(through);
+            Ok(Some(believed)) => {
+                tracing::debug!(through, believed, "receipt");
+                flight.confirmed(believed);
                 Ok(())
             }
             Ok(None) => Ok(()),
             Err(error @ SpoolError::ReceiptAhead { .. }) => {
-                tracing::warn!(%error, "a receipt is not believed");
+                tracing::error!(%error, "the cloud has other rows under this stream; beginning a new one");
+                self.with_spool(Spool::begin_stream).await?;
+                *flight = Flight::new();
                 Ok(())
             }
             Err(error) => Err(error),

@@ -2,6 +2,8 @@
 //!
 //! BOOL is a byte, 0 or not; FP16 its 16 bits; a BYTES element is its length as 4 bytes and then its UTF-8 text.
 
+use std::ops::Range;
+
 use half::f16;
 
 use crate::tensor::{self, Data, DataType, ShapeError, Tensor};
@@ -58,20 +60,32 @@ pub fn read(data_type: DataType, shape: Vec<usize>, bytes: &[u8]) -> Result<Tens
 
 /// Appends the bytes of a tensor's elements to `to`.
 pub fn write(tensor: &Tensor, to: &mut Vec<u8>) {
+    write_range(tensor, 0..tensor.len(), to);
+}
+
+/// Appends the bytes of the elements in `range` to `to`; of none, where the tensor does not have them all.
+pub fn write_range(tensor: &Tensor, range: Range<usize>, to: &mut Vec<u8>) {
+    macro_rules! numbers {
+        ($elements:expr) => {
+            $elements.get(range).unwrap_or_default().iter().for_each(|number| to.extend(number.to_le_bytes()))
+        };
+    }
     match tensor.data() {
-        Data::F32(elements) => elements.iter().for_each(|element| to.extend(element.to_le_bytes())),
-        Data::F64(elements) => elements.iter().for_each(|element| to.extend(element.to_le_bytes())),
-        Data::F16(elements) => elements.iter().for_each(|element| to.extend(element.to_le_bytes())),
-        Data::I8(elements) => elements.iter().for_each(|element| to.extend(element.to_le_bytes())),
-        Data::I16(elements) => elements.iter().for_each(|element| to.extend(element.to_le_bytes())),
-        Data::I32(elements) => elements.iter().for_each(|element| to.extend(element.to_le_bytes())),
-        Data::I64(elements) => elements.iter().for_each(|element| to.extend(element.to_le_bytes())),
-        Data::U8(elements) => to.extend(elements),
-        Data::U16(elements) => elements.iter().for_each(|element| to.extend(element.to_le_bytes())),
-        Data::U32(elements) => elements.iter().for_each(|element| to.extend(element.to_le_bytes())),
-        Data::U64(elements) => elements.iter().for_each(|element| to.extend(element.to_le_bytes())),
-        Data::Bool(elements) => to.extend(elements.iter().map(|element| u8::from(*element))),
-        Data::String(elements) => elements.iter().for_each(|element| {
+        Data::F32(elements) => numbers!(elements),
+        Data::F64(elements) => numbers!(elements),
+        Data::F16(elements) => numbers!(elements),
+        Data::I8(elements) => numbers!(elements),
+        Data::I16(elements) => numbers!(elements),
+        Data::I32(elements) => numbers!(elements),
+        Data::I64(elements) => numbers!(elements),
+        Data::U8(elements) => to.extend(elements.get(range).unwrap_or_default()),
+        Data::U16(elements) => numbers!(elements),
+        Data::U32(elements) => numbers!(elements),
+        Data::U64(elements) => numbers!(elements),
+        Data::Bool(elements) => {
+            to.extend(elements.get(range).unwrap_or_default().iter().map(|element| u8::from(*element)));
+        }
+        Data::String(elements) => elements.get(range).unwrap_or_default().iter().for_each(|element| {
             // The length has 4 bytes; a longer text than that can't have been scored.
             let length = u32::try_from(element.len()).unwrap_or(u32::MAX);
             to.extend(length.to_le_bytes());

@@ -3,43 +3,57 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::tasks::Tasks;
 use crate::service::Service;
 use crate::spool::Spool;
 
 /// From the order to stop to the end, at most: systemd and edgeAgent kill after 10 s.
 const SHUTDOWN: Duration = Duration::from_secs(9);
 
-/// The orders to stop, in the order in which they are given.
-#[derive(Clone, Default)]
-pub(super) struct Stops {
-    /// No new work is taken.
-    pub(super) intake: CancellationToken,
-    /// What is under way ends.
-    pub(super) work: CancellationToken,
-    /// The link is closed.
-    pub(super) link: CancellationToken,
+/// The part of it that requests under way may take; the rest is for the disk and the farewell to the cloud.
+const REQUESTS: Duration = Duration::from_secs(6);
+
+/// Everything that runs, by the order in which it is stopped.
+#[derive(Default)]
+pub(super) struct Running {
+    /// Brings new work in, and carries its answers out.
+    pub(super) intake: Stage,
+    /// Does what is under way.
+    pub(super) work: Stage,
+    /// Holds the link.
+    pub(super) link: Stage,
 }
 
-/// What there is to drain.
-pub(super) struct Drain {
-    pub(super) service: Service,
-    pub(super) spool: Option<Arc<Mutex<Spool>>>,
-    pub(super) stops: Stops,
-    pub(super) tasks: JoinSet<(&'static str, String)>,
-    pub(super) link_tasks: JoinSet<()>,
+/// Tasks, and the order to stop that they wait for.
+#[derive(Default)]
+pub(super) struct Stage {
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: Tasks,
 }
 
-impl Drain {
-    pub(super) async fn run(self) {
-        let Self { service, spool, stops, mut tasks, mut link_tasks } = self;
-        let deadline = Instant::now() + SHUTDOWN;
-        stops.intake.cancel();
+impl Running {
+    /// Waits for any task to end: its name, and why.
+    pub(super) async fn first_to_end(&mut self) -> (&'static str, String) {
+        tokio::select! {
+            Some(ended) = self.intake.tasks.next() => ended,
+            Some(ended) = self.work.tasks.next() => ended,
+            Some(ended) = self.link.tasks.next() => ended,
+            else => ("everything", "nothing runs any more".to_owned()),
+        }
+    }
+
+    /// Stops everything.
+    pub(super) async fn drain(self, service: Service, spool: Option<Arc<Mutex<Spool>>>) {
+        let Self { intake, work, link } = self;
+        let begun = Instant::now();
+        let (requests, deadline) = (begun + REQUESTS, begun + SHUTDOWN);
+        // The models serve until whoever brings requests in has the last answer.
+        intake.finish(requests).await;
         let scorer = service.scorer.clone();
-        within(deadline, "queued scores", tokio::task::spawn_blocking(move || scorer.drain())).await;
+        within(requests, "queued scores", tokio::task::spawn_blocking(move || scorer.drain())).await;
         if let Some(spool) = spool {
             within(deadline, "captured rows", service.capture.settle()).await;
             let close = move || spool.lock().unwrap_or_else(PoisonError::into_inner).close();
@@ -49,11 +63,16 @@ impl Drain {
                 _ => {}
             }
         }
-        stops.work.cancel();
-        within(deadline, "tasks", async { while tasks.join_next().await.is_some() {} }).await;
-        stops.link.cancel();
-        within(deadline, "the link", async { while link_tasks.join_next().await.is_some() {} }).await;
+        work.finish(deadline).await;
+        link.finish(deadline).await;
         tracing::info!("edgewise-agent has stopped");
+    }
+}
+
+impl Stage {
+    async fn finish(self, deadline: Instant) {
+        self.stop.cancel();
+        self.tasks.finish(deadline).await;
     }
 }
 
@@ -63,4 +82,60 @@ async fn within<T>(deadline: Instant, what: &str, work: impl Future<Output = T>)
         tracing::warn!(what, "late; leaving it behind");
     }
     done.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use engine::{Tensor, Tensors};
+
+    use super::*;
+    use crate::capture::Capture;
+    use crate::deploy::prove::prove;
+    use crate::scorer::Scorer;
+    use crate::service::Request;
+    use crate::settings::Settings;
+    use crate::vault::Verified;
+
+    fn service() -> Service {
+        let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../modules/samples/power-demand/2");
+        let settings =
+            Settings { provider: engine::Provider::Tract, threads: 1, instances: 1, queue: 4, collect: None };
+        let bundle = Verified::local(&sample).unwrap();
+        let proven = prove(&bundle, &"power-demand".parse().unwrap(), 2, &settings, None).unwrap();
+        let scorer = Scorer::default();
+        scorer.swap(proven).unwrap();
+        Service { scorer, capture: Capture::nowhere(), timeout: Duration::from_secs(5) }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_taken_before_the_stop_is_still_scored() {
+        let service = service();
+        let mut running = Running::default();
+        let (stop, work_stop) = (running.intake.stop.clone(), running.work.stop.clone());
+        let (asking, asked) = (service.clone(), Arc::new(Mutex::new(None)));
+        let answer = asked.clone();
+        running.intake.tasks.spawn_endless("asks", async move {
+            stop.cancelled().await;
+            // Time for whatever would take the models away too early.
+            for _ in 0..10_000 {
+                tokio::task::yield_now().await;
+            }
+            let load = Tensor::from_vec(vec![1, 24], vec![0.5f32; 24]).unwrap();
+            let request = Request {
+                model: "power-demand",
+                version: None,
+                inputs: [("load", load)].into_iter().collect::<Tensors>(),
+                request_id: None,
+                correlation_id: None,
+            };
+            let scored = asking.score(request).await.map(|_| ()).map_err(|error| error.to_string());
+            *answer.lock().unwrap() = Some((scored, work_stop.is_cancelled()));
+        });
+        let scorer = service.scorer.clone();
+        running.drain(service, None).await;
+        assert_eq!(*asked.lock().unwrap(), Some((Ok(()), false)));
+        assert!(scorer.all().is_empty(), "and then nothing serves");
+    }
 }

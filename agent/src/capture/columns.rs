@@ -1,7 +1,7 @@
 //! Tensors as the columns of a row: names, types, shapes and little-endian bytes.
 
 use cloud_sync::rows::Column;
-use engine::{Data, Tensor, Tensors};
+use engine::{Data, Tensor, Tensors, binary};
 use serde_bytes::ByteBuf;
 
 /// The columns of one row: everything, or the part at `index` of the batch dimension.
@@ -23,44 +23,13 @@ fn column(name: &str, tensor: &Tensor, index: Option<u64>) -> Column {
         }
         _ => (shape, 0..tensor.len()),
     };
+    let mut data = Vec::new();
+    binary::write_range(tensor, elements, &mut data);
     Column {
         name: name.to_owned(),
         datatype: tensor.data_type().oip_name().to_owned(),
         shape: shape.iter().map(|length| *length as u64).collect(),
-        data: ByteBuf::from(little_endian(tensor.data(), elements)),
-    }
-}
-
-fn little_endian(data: &Data, range: std::ops::Range<usize>) -> Vec<u8> {
-    macro_rules! numbers {
-        ($values:expr) => {
-            $values.get(range).unwrap_or_default().iter().flat_map(|value| value.to_le_bytes()).collect()
-        };
-    }
-    match data {
-        Data::F32(values) => numbers!(values),
-        Data::F64(values) => numbers!(values),
-        Data::F16(values) => numbers!(values),
-        Data::I8(values) => numbers!(values),
-        Data::I16(values) => numbers!(values),
-        Data::I32(values) => numbers!(values),
-        Data::I64(values) => numbers!(values),
-        Data::U8(values) => numbers!(values),
-        Data::U16(values) => numbers!(values),
-        Data::U32(values) => numbers!(values),
-        Data::U64(values) => numbers!(values),
-        Data::Bool(values) => {
-            values.get(range).unwrap_or_default().iter().map(|value| u8::from(*value)).collect()
-        }
-        Data::String(values) => {
-            let mut bytes = Vec::new();
-            for value in values.get(range).unwrap_or_default() {
-                // A string of 4 GiB does not fit into a row anyway, which is refused by its size.
-                bytes.extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_le_bytes());
-                bytes.extend_from_slice(value.as_bytes());
-            }
-            bytes
-        }
+        data: ByteBuf::from(data),
     }
 }
 

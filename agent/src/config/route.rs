@@ -3,15 +3,15 @@
 use cloud_sync::name::ModelName;
 use cloud_sync::session::BrokerUrl;
 
-use super::Mistake;
 use super::layers::RouteSection;
-use super::reader::{Reader, broker, one_of, parsed};
+use super::reader::{Reader, boolean, broker, one_of, parsed};
+use super::{Mistake, refuse_unencrypted};
 
 /// The name of the sections.
 pub(super) const SECTION: &str = "route";
 
 /// The keys of a section.
-pub(super) const KEYS: [&str; 5] = ["broker", "input", "model", "output", "qos"];
+pub(super) const KEYS: [&str; 6] = ["broker", "input", "insecure_remote", "model", "output", "qos"];
 
 /// Longest topic: AWS IoT Core refuses longer ones.
 const MAX_TOPIC_BYTES: usize = 256;
@@ -48,6 +48,10 @@ pub(super) fn read(section: &RouteSection, mistakes: &mut Vec<Mistake>) -> Optio
     let model = reader.value(&key("model"), parsed::<ModelName>);
     let output = reader.value(&key("output"), topic);
     let qos = reader.optional(&key("qos"), one_of(&[("0", 0), ("1", 1)]));
+    let insecure = reader.optional(&key("insecure_remote"), boolean);
+    if let (Some(broker), Some(insecure)) = (&broker, insecure) {
+        refuse_unencrypted(&mut reader, &section.name, broker, insecure.unwrap_or(false));
+    }
     if let (Some(input), Some(output)) = (&input, &output)
         && matches(input, output)
     {

@@ -138,6 +138,16 @@ fn a_file_that_is_no_toml_is_told_with_its_line() {
 }
 
 #[test]
+fn a_routes_broker_elsewhere_must_be_asked_for() {
+    let route = "\n[[route]]\nbroker = \"mqtt://plc.lan\"\ninput = \"a\"\nmodel = \"m\"\noutput = \"b\"\n";
+    let plain = file(route);
+    let told = mistakes(&sources(Some(plain.path()), &[], &[]));
+    assert_eq!(told.iter().map(|told| told.key.as_str()).collect::<Vec<_>>(), ["route[1].broker"]);
+    let asked = file(&format!("{route}insecure_remote = true\n"));
+    assert!(load(&sources(Some(asked.path()), &[], &[])).config.is_ok());
+}
+
+#[test]
 fn what_can_be_reached_from_elsewhere_must_be_asked_for() {
     let open = [("http.listen", "0.0.0.0:8000"), ("cloud.broker", "mqtt://broker.example")];
     let told = mistakes(&sources(None, &[], &open));

@@ -32,9 +32,9 @@ pub(super) async fn show(State(api): State<Api>) -> Response {
     for (status, count) in answers {
         family.sample(&[("status", &status.to_string())], count);
     }
-    let text = exposition.into_text() + &(api.metrics)();
+    (api.metrics)(&mut exposition);
     let format = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (format, text).into_response()
+    (format, exposition.into_text()).into_response()
 }
 
 /// Counted from when a version went live; a swap begins anew, under the new version's label.

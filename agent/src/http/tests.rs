@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::capture::Capture;
 use crate::deploy::prove::prove;
+use crate::exposition::{Exposition, Kind};
 use crate::scorer::{Facts, Proven, Scorer};
 use crate::settings::Settings;
 use crate::vault::Verified;
@@ -66,7 +67,9 @@ impl Served {
         let scorer = Scorer::default();
         let service = Service { scorer: scorer.clone(), capture: Capture::nowhere(), timeout };
         let (readiness, ready) = watch::channel(Readiness::starting());
-        let metrics: Source = Arc::new(|| "# TYPE agent_up gauge\nagent_up 1\n".to_owned());
+        let metrics: Source = Arc::new(|exposition: &mut Exposition| {
+            exposition.family("agent_up", Kind::Gauge, "Whether it is.").sample(&[], 1);
+        });
         let server = runtime.block_on(Server::bind(options, service, ready, metrics)).unwrap();
         let address = server.local_address();
         let stop = CancellationToken::new();

@@ -161,7 +161,9 @@ async fn what_is_published_is_answered_in_order() {
     let (_, answer) = client.hears().await;
     assert_eq!(answer["outputs"]["probabilities"].as_array().unwrap().len(), 2, "an error stops nothing");
 
-    let metrics = source();
+    let mut exposition = Exposition::default();
+    source(&mut exposition);
+    let metrics = exposition.into_text();
     for (name, count) in [("received", 12), ("answered", 11), ("failed", 1), ("dropped", 0), ("unsent", 0)] {
         let name = format!("edgewise_route_{name}_total{{");
         let line = metrics.lines().find(|line| line.starts_with(&name)).unwrap();

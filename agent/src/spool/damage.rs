@@ -10,6 +10,7 @@ use std::fs;
 use super::error::disk;
 use super::segment::{self, Segment, SegmentError};
 use super::{Span, Spool, SpoolError, directory};
+use crate::durable;
 
 /// Losses kept for a caller that does not take them; the ledger counts all.
 const MAX_LOSSES: usize = 64;
@@ -83,7 +84,7 @@ impl Spool {
             self.record.next = self.record.next.max(end);
             self.spans.push_back(span);
         }
-        directory::sync(&self.directory).map_err(disk("syncing", &self.directory))?;
+        durable::sync_directory(&self.directory).map_err(disk("syncing", &self.directory))?;
 
         if !had_ledger {
             // Nothing says what became of the rows before, so only those that are here count, in a stream of their
@@ -118,7 +119,7 @@ impl Spool {
         // The name first: should the process die before the ledger is written, opening finds the rows missing.
         let path = self.directory.join(span.name());
         fs::rename(&path, self.directory.join(directory::segment_name(first, Some(end))))?;
-        directory::sync(&self.directory)?;
+        durable::sync_directory(&self.directory)?;
         span.end = end;
         let name = span.name();
         let lost = self.count_lost();

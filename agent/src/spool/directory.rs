@@ -4,10 +4,12 @@
 //! rows from FIRST up to, not including, END. The name is the record of where a segment ends, so that no
 //! neighbour needs to be there to know it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use crate::durable;
 
 pub(super) const LEDGER: &str = "ledger";
 pub(super) const LOCK: &str = "lock";
@@ -69,11 +71,6 @@ pub(super) fn allocated(path: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Makes the entries of `directory` durable.
-pub(super) fn sync(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
 /// Removes a file or a whole directory; done already is done.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
@@ -95,8 +92,8 @@ pub(super) fn quarantine(directory: &Path, name: &str, limit: u64) -> io::Result
     let target = quarantine.join(name);
     remove(&target)?;
     fs::rename(directory.join(name), &target)?;
-    sync(&quarantine)?;
-    sync(directory)?;
+    durable::sync_directory(&quarantine)?;
+    durable::sync_directory(directory)?;
     trim_quarantine(directory, limit)
 }
 

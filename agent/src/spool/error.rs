@@ -31,12 +31,12 @@ pub enum SpoolError {
         /// Its size.
         bytes: usize,
     },
-    /// A receipt names a row that was never appended.
-    #[error("receipt through row {through}, but the last one is {last}")]
+    /// A receipt names a row that can't have been given out.
+    #[error("receipt through row {through}, but at most row {last} was given out")]
     ReceiptAhead {
         /// The receipt's row.
         through: u64,
-        /// The last row that has a number.
+        /// The last row that this process gave out or one before it may have.
         last: u64,
     },
     /// Rows could not be stored. Those that were not are counted as dropped; the spool stays usable.

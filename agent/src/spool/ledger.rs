@@ -19,7 +19,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::directory;
+use crate::durable;
 
 /// Bytes of one slot: one block of flash and of most file systems; a record takes about 400 bytes.
 const SLOT_BYTES: u64 = 4096;
@@ -40,7 +40,7 @@ pub enum DropReason {
     DiskError,
     /// The queue in front of the spool was full.
     QueueFull,
-    /// The row was larger than [`MAX_ROW_BYTES`](super::MAX_ROW_BYTES).
+    /// The row was larger than [`MAX_ROW_BYTES`](cloud_sync::limits::MAX_ROW_BYTES).
     RowTooLarge,
 }
 
@@ -91,7 +91,7 @@ pub(super) struct Record {
 impl Record {
     pub(super) fn fresh() -> Record {
         Record {
-            stream: uuid::Uuid::new_v4().simple().to_string(),
+            stream: new_stream(),
             next: 1,
             head: 1,
             skipped: 0,
@@ -99,6 +99,11 @@ impl Record {
             lost: 0,
             dropped: BTreeMap::new(),
         }
+    }
+
+    /// The same rows under a numbering that nobody has heard of.
+    pub(super) fn renamed(&self) -> Record {
+        Record { stream: new_stream(), ..self.clone() }
     }
 
     pub(super) fn drop_rows(&mut self, reason: DropReason, rows: u64) {
@@ -176,7 +181,7 @@ impl LedgerFile {
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
         if let Some(parent) = path.parent() {
-            directory::sync(parent)?;
+            durable::sync_directory(parent)?;
         }
         Ok(LedgerFile { file, generation: 1, synced: 0 })
     }
@@ -196,6 +201,10 @@ impl LedgerFile {
         self.synced = 1 - self.synced;
         Ok(())
     }
+}
+
+fn new_stream() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
 }
 
 fn slot_bytes(generation: u64, record: &Record) -> io::Result<Vec<u8>> {

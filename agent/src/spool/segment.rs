@@ -21,7 +21,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use cloud_sync::limits::MAX_ROW_BYTES;
+
 use super::directory;
+use crate::durable;
 
 /// Appends per segment. More make the file of keys dear (512 take 40 kB, 4096 take 880 kB); fewer make too
 /// many segments of single rows.
@@ -48,8 +51,8 @@ const UNLOCK_LIMIT: Duration = Duration::from_secs(10);
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
 
-/// The largest row that a segment takes.
-pub(super) const MAX_ROW_BYTES: usize = 96 * 1024;
+const _: () = assert!(NUMBER_BYTES + LENGTH_BYTES + MAX_ROW_BYTES <= MAX_VALUE_BYTES);
+
 /// No segment holds as many rows (4 MiB at 4 bytes each or more): numbers this far after a segment's first were
 /// never given to one of its rows.
 pub(super) const MAX_ROWS: u64 = 1 << 24;
@@ -112,7 +115,7 @@ impl Segment {
             let segment = Segment { database, log, starts: vec![first] };
             segment.sync()?;
             File::open(path.join("conf"))?.sync_all()?;
-            directory::sync(path)?;
+            durable::sync_directory(path)?;
             Ok(segment)
         })
     }

@@ -39,7 +39,7 @@ fn dropped(ledger: &Ledger) -> u64 {
 fn assert_adds_up(spool: &Spool) -> Ledger {
     let ledger = spool.ledger();
     assert_eq!(ledger.captured, ledger.uploaded + ledger.held + dropped(&ledger) + ledger.lost, "{ledger:?}");
-    assert!(spool.physical_bytes().unwrap() <= spool.max_bytes);
+    assert!(physical_bytes(spool) <= spool.max_bytes);
     ledger
 }
 
@@ -54,6 +54,18 @@ fn read_all(spool: &mut Spool) -> Vec<(u64, Vec<u8>)> {
         }
         all.extend(more);
     }
+}
+
+/// Gives out the rows up to `through` and takes a receipt for them; returns how many more that makes uploaded.
+fn upload(spool: &mut Spool, through: u64) -> u64 {
+    let before = spool.ledger().uploaded;
+    spool.peek(through.saturating_sub(1), 1, EVERYTHING).unwrap();
+    spool.receipt(through).unwrap();
+    spool.ledger().uploaded - before
+}
+
+fn physical_bytes(spool: &Spool) -> u64 {
+    directory::allocated(&spool.directory).unwrap()
 }
 
 fn names(directory: &TempDir) -> Vec<String> {
@@ -118,8 +130,8 @@ proptest! {
                 }
                 Step::Receipt(part) => {
                     let through = ((next - 1) as f64 * part) as u64;
-                    spool.receipt(through).unwrap();
-                    prop_assert_eq!(spool.receipt(through).unwrap(), 0);
+                    upload(&mut spool, through);
+                    prop_assert_eq!(upload(&mut spool, through), 0);
                 }
                 Step::Shed(rows) => {
                     spool.shed(DropReason::QueueFull, rows);
@@ -160,7 +172,7 @@ fn the_bound_holds_under_twenty_times_too_much() {
         while next * (bytes as u64) < MIN_BYTES * times {
             let numbers = spool.append(&rows(next, count, bytes)).unwrap();
             next = numbers.end;
-            most = most.max(spool.physical_bytes().unwrap());
+            most = most.max(physical_bytes(&spool));
             assert!(most <= MIN_BYTES, "{most} bytes after row {next}");
         }
         let ledger = assert_adds_up(&spool);
@@ -174,7 +186,7 @@ fn the_bound_holds_under_twenty_times_too_much() {
             assert_eq!(got, number);
             assert!(content == row(number, bytes));
         }
-        assert!(spool.physical_bytes().unwrap() <= MIN_BYTES, "reading made it grow over the bound");
+        assert!(physical_bytes(&spool) <= MIN_BYTES, "reading made it grow over the bound");
     }
 }
 
@@ -205,10 +217,11 @@ fn a_receipt_is_the_only_word_that_rows_are_up() {
     assert_eq!(spool.peek(0, 4, EVERYTHING).unwrap().len(), 4);
     assert_eq!(spool.ledger().held, 10);
     assert_eq!(spool.receipt(4).unwrap(), 4);
-    assert_eq!(spool.receipt(3).unwrap(), 0);
+    assert_eq!(spool.receipt(3).unwrap(), 3);
+    assert_eq!(spool.ledger().uploaded, 4);
+    assert!(matches!(spool.receipt(5), Err(SpoolError::ReceiptAhead { through: 5, last: 4 })));
     assert_eq!(spool.peek(0, 1, EVERYTHING).unwrap()[0].0, 5);
-    assert!(matches!(spool.receipt(11), Err(SpoolError::ReceiptAhead { through: 11, last: 10 })));
-    assert_eq!(spool.receipt(10).unwrap(), 6);
+    assert_eq!(upload(&mut spool, 10), 6);
     // All is up and gone, and still no number comes twice.
     for clean in [true, false] {
         if clean {
@@ -219,9 +232,43 @@ fn a_receipt_is_the_only_word_that_rows_are_up() {
         assert_eq!(names(&directory), Vec::<String>::new());
         let next = spool.append(&rows(1, 1, 50)).unwrap();
         assert_eq!(next.start, if clean { 11 } else { 12 });
-        spool.receipt(next.start).unwrap();
+        upload(&mut spool, next.start);
     }
     assert_eq!(assert_adds_up(&spool).uploaded, 12);
+}
+
+#[test]
+fn a_receipt_from_before_a_restart_counts_for_what_is_given_out_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spool = open(&directory);
+    spool.append(&rows(1, 10, 50)).unwrap();
+    spool.peek(0, 8, EVERYTHING).unwrap();
+    drop(spool);
+    let mut spool = open(&directory);
+    assert_eq!(spool.receipt(8).unwrap(), 0);
+    assert_eq!(spool.ledger().held, 10);
+    assert_eq!(spool.peek(0, 3, EVERYTHING).unwrap().len(), 3);
+    assert_eq!(spool.receipt(8).unwrap(), 3);
+    assert_eq!(assert_adds_up(&spool).uploaded, 3);
+}
+
+#[test]
+fn a_spool_put_back_from_a_copy_begins_a_stream_and_gives_up_no_row() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spool = open(&directory);
+    spool.append(&rows(1, 10, 50)).unwrap();
+    let old = spool.stream().to_owned();
+    spool.append(&rows(11, 2, 50)).unwrap();
+    // The cloud has row 20 of this stream; here there never was one.
+    assert!(matches!(spool.receipt(20), Err(SpoolError::ReceiptAhead { .. })));
+    spool.begin_stream().unwrap();
+    assert_ne!(spool.stream(), old);
+    assert!(matches!(spool.receipt(1), Err(SpoolError::ReceiptAhead { through: 1, last: 0 })));
+    let all = read_all(&mut spool);
+    assert_eq!((all.len(), assert_adds_up(&spool).uploaded), (12, 0));
+    let new = spool.stream().to_owned();
+    drop(spool);
+    assert_eq!(open(&directory).stream(), new);
 }
 
 #[test]
@@ -237,8 +284,9 @@ fn a_late_receipt_turns_evicted_rows_into_uploaded_ones() {
     let evicted = before.dropped[&DropReason::SpoolFull];
     assert!(evicted > 100);
     // Of the evicted rows, sixty had been given out, forty of them are confirmed now, then the rest.
-    assert_eq!(spool.receipt(40).unwrap(), 40);
-    assert_eq!(spool.receipt(60).unwrap(), 20);
+    spool.receipt(40).unwrap();
+    assert_eq!(spool.ledger().uploaded, 40);
+    spool.receipt(60).unwrap();
     let after = assert_adds_up(&spool);
     assert_eq!((after.uploaded, after.dropped[&DropReason::SpoolFull]), (60, evicted - 60));
     assert_eq!(after.held, before.held);
@@ -306,11 +354,12 @@ fn damage_is_counted_and_the_spool_goes_on() {
         for place in 0..3 {
             let directory = tempfile::tempdir().unwrap();
             let mut spool = open(&directory);
-            let mut next = 1;
+            let mut next = spool.append(&rows(1, 300, 1000)).unwrap().end;
+            // While it is being written: reading a closed segment mends its log.
+            upload(&mut spool, 50);
             while spool.spans.len() < 3 || spool.spans[2].end - spool.spans[2].first < 400 {
                 next = spool.append(&rows(next, 300, 1000)).unwrap().end;
             }
-            spool.receipt(50).unwrap();
             drop(spool);
             damage(&directory.path().join(&names(&directory)[place]));
 
@@ -349,7 +398,7 @@ fn without_its_ledger_a_spool_keeps_its_rows_under_a_new_stream() {
         let directory = tempfile::tempdir().unwrap();
         let mut spool = open(&directory);
         spool.append(&rows(1, 3000, 1000)).unwrap();
-        spool.receipt(100).unwrap();
+        upload(&mut spool, 100);
         let stream = spool.stream().to_owned();
         drop(spool);
         match bytes {
@@ -416,7 +465,7 @@ fn child_appends_until_killed() {
         println!("stored {} {}", numbers.start, numbers.end);
         if (seed >> 50) % 16 == 0 {
             let through = spool.record.head + (numbers.end - spool.record.head) / 2;
-            spool.receipt(through).unwrap();
+            upload(&mut spool, through);
             println!("uploaded {through}");
         }
     }
@@ -475,6 +524,8 @@ fn child_fills_the_disk() {
     let Some(directory) = std::env::var_os(CHILD_DIRECTORY) else { return };
     let directory = Path::new(&directory);
     let options = || SpoolOptions { max_bytes: MIN_BYTES };
+    let reserve = directory.join("reserve");
+    fs::write(&reserve, vec![1; 1024 * 1024]).unwrap();
     let mut spool = Spool::open(directory, options()).unwrap();
     let mut stored = 0;
     let mut refused = 0;
@@ -495,10 +546,12 @@ fn child_fills_the_disk() {
     };
     assert_eq!(full(&spool), (stored + refused, stored, 0, Some(refused)));
     drop(spool);
-    // It starts on a full disk, its receipts free the disk, and rows are taken again.
+    // It starts on a full disk; with a little room rows can be read, their receipts free the rest, and rows are
+    // taken again.
     let mut spool = Spool::open(directory, options()).unwrap();
     assert_eq!(full(&spool), (stored + refused, stored, 0, Some(refused)));
-    spool.receipt(stored).unwrap();
+    fs::remove_file(reserve).unwrap();
+    upload(&mut spool, stored);
     assert_eq!(spool.append(&rows(1, 100, 1000)).unwrap(), stored + 1..stored + 101);
     assert_eq!(read_all(&mut spool).len(), 100);
     // It also starts where sled can't check the segment that was being written.
@@ -581,7 +634,7 @@ fn measure() {
             at(1.0),
             (appends * count) as f64 / elapsed.as_secs_f64(),
             (written() - start_bytes) as f64 / payload as f64,
-            spool.physical_bytes().unwrap() as f64 / payload as f64,
+            physical_bytes(&spool) as f64 / payload as f64,
             resident() as i64 - start_resident as i64,
         );
         let start = Instant::now();

@@ -12,6 +12,7 @@ use super::error::disk;
 use super::ledger::Record;
 use super::segment::{self, Segment};
 use super::{DropReason, Span, Spool, SpoolError, directory};
+use crate::durable;
 
 /// Evicted ranges remembered for a late receipt; one per segment, so this covers several times what is held.
 const MAX_EVICTED_RANGES: usize = 64;
@@ -63,7 +64,7 @@ impl Spool {
         let created = Segment::create(&path, span.first)
             .map_err(|error| SpoolError::segment("creating", &path, error))
             .and_then(|segment| {
-                directory::sync(&self.directory).map_err(disk("syncing", &self.directory))?;
+                durable::sync_directory(&self.directory).map_err(disk("syncing", &self.directory))?;
                 Ok(segment)
             });
         match created {
@@ -95,7 +96,7 @@ impl Spool {
         let name = directory::segment_name(span.first, Some(span.end));
         fs::rename(&path, self.directory.join(name)).map_err(disk("renaming", &path))?;
         span.closed = true;
-        directory::sync(&self.directory).map_err(disk("syncing", &self.directory))?;
+        durable::sync_directory(&self.directory).map_err(disk("syncing", &self.directory))?;
         self.remove_drained()
     }
 

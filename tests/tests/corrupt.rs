@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cloud_sync::bundle::Bundle;
-use cloud_sync::contract::{Chunk, Fetch, Want, decode, encode};
+use cloud_sync::contract::{Chunk, Desired, Fetch, Message, Want, decode, encode};
 use cloud_sync::digest::Digest;
 use cloud_sync::limits::{MAX_MESSAGE_BYTES, MAX_PACKET_BYTES};
 use cloud_sync::session::{self, Event, Incoming, Options, Outgoing, Sender, TlsFiles};
 use cloud_sync::topic::{Kind, Qos, Root};
+use e2e::client::Client;
 use e2e::data::{self, MODEL};
 use e2e::flow::Background;
-use e2e::process::Failure;
+use e2e::process::{Failure, wait_until};
 use e2e::site::{DEVICE, PATIENCE, Site, start_cloud};
 use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
@@ -29,10 +30,11 @@ fn a_pull_ends_well_though_a_peer_answers_with_other_bytes() -> Result<(), Failu
     // The desired state stays with the broker while cloud and device are away, so that the peer's answers are the only
     // ones that the device gets.
     assert_eq!(site.agent.process.terminate()?, 0);
-    site.cloud.text(&["deploy", &format!("{MODEL}:2"), "--device", DEVICE])?;
-    site.cloud.process.kill();
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     let mut peer = runtime.block_on(Peer::connect(&site.broker.url))?;
+    site.cloud.text(&["deploy", &format!("{MODEL}:2"), "--device", DEVICE])?;
+    runtime.block_on(peer.desired(2))?;
+    site.cloud.process.kill();
     site.restart_agent()?;
     let flow = Background::start(&site.agent.http, &data::test_split()?);
     runtime.block_on(peer.answer_wrongly(bundle.digest(), bundle.encoded_manifest()))?;
@@ -68,15 +70,22 @@ fn garbage_on_every_topic_is_counted_and_disturbs_nothing() -> Result<(), Failur
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     runtime.block_on(async {
         let peer = Peer::connect(&site.broker.url).await?;
-        for kind in [Kind::Desired, Kind::Chunk, Kind::Receipt, Kind::Command] {
+        for kind in Kind::ALL {
             for body in &bodies {
                 peer.publish(kind, body.clone()).await?;
             }
         }
         Ok::<_, Failure>(())
     })?;
-    let garbage = 4 * bodies.len() as u64;
-    site.wait_for_metric("edgewise_link_refused_total", |refused| refused >= before + garbage)?;
+    // Of the nine kinds of message four are for the device and five for the cloud, to which an empty presence or report
+    // is one that was cleared.
+    let (to_device, to_cloud) = (4 * bodies.len() as u64, 5 * bodies.len() as u64 - 2);
+    site.wait_for_metric("edgewise_link_refused_total", |refused| refused == before + to_device)?;
+    let cloud = Client::new(&site.cloud.http);
+    wait_until(PATIENCE, || match cloud.metric("edgewise_messages_malformed_total")? {
+        malformed if malformed == to_cloud => Ok(()),
+        malformed => Err(format!("the cloud counts {malformed} malformed messages, not {to_cloud}")),
+    })?;
 
     // What no client of ours sends: a message beyond what is read at all.
     let connects = site.client().metric("edgewise_link_connects_total")?;
@@ -106,7 +115,7 @@ impl Peer {
             credentials: None,
             tls: TlsFiles::default(),
             keep_alive: Duration::from_secs(30),
-            subscriptions: vec![(topic(Kind::Fetch), Qos::AtMostOnce)],
+            subscriptions: [Kind::Fetch, Kind::Desired].map(|kind| (topic(kind), kind.qos())).into(),
             last_will: None,
         };
         let (sender, events, driver) = session::open(options).map_err(|error| error.to_string())?;
@@ -145,18 +154,34 @@ impl Peer {
         }
     }
 
-    async fn wants(&mut self) -> Result<Vec<Want>, Failure> {
+    /// Waits until the broker has a desired state with this version.
+    async fn desired(&mut self, version: u64) -> Result<(), Failure> {
         loop {
-            if let Event::Message(Incoming { body, .. }) = self.event().await? {
-                let fetch: Fetch = decode(&body).map_err(|error| error.to_string())?;
-                return Ok(fetch.wants);
+            let desired: Desired = self.message(Kind::Desired).await?;
+            if desired.models.iter().any(|model| model.version == version) {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn wants(&mut self) -> Result<Vec<Want>, Failure> {
+        let fetch: Fetch = self.message(Kind::Fetch).await?;
+        Ok(fetch.wants)
+    }
+
+    async fn message<M: Message>(&mut self, kind: Kind) -> Result<M, Failure> {
+        loop {
+            if let Event::Message(Incoming { topic: from, body }) = self.event().await?
+                && from == topic(kind)
+            {
+                return decode(&body).map_err(|error| error.to_string());
             }
         }
     }
 
     async fn event(&mut self) -> Result<Event, Failure> {
         let event = tokio::time::timeout(PATIENCE, self.events.recv()).await;
-        event.ok().flatten().ok_or_else(|| format!("the device asked for nothing within {PATIENCE:?}"))
+        event.ok().flatten().ok_or_else(|| format!("nothing came within {PATIENCE:?}"))
     }
 
     async fn publish(&self, kind: Kind, body: Vec<u8>) -> Result<(), Failure> {

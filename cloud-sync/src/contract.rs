@@ -4,7 +4,7 @@
 //! is never renamed or given another meaning. The golden-bytes tests at the end hold every message to that.
 //! Bounds are checked by [`decode`] and by [`Message::check`], so whoever holds a message may trust its sizes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,14 @@ pub enum ContractError {
         /// How large it may be.
         limit: usize,
     },
+    /// A value that can't be meant.
+    #[error("{kind} message refused: {what}")]
+    Value {
+        /// Which message.
+        kind: Kind,
+        /// What is wrong with it.
+        what: &'static str,
+    },
 }
 
 /// A message of the contract.
@@ -59,12 +67,18 @@ pub trait Message: Serialize + DeserializeOwned {
         Vec::new()
     }
 
-    /// Checks the bounds of a message that was decoded or is about to be sent.
+    /// What can't be meant, though its type allows it.
+    fn flaw(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Checks the bounds and values of a message that was decoded or is about to be sent.
     fn check(&self) -> Result<(), ContractError> {
-        match self.sizes().into_iter().find(|(_, given, limit)| given > limit) {
-            Some((what, given, limit)) => Err(ContractError::Limit { kind: Self::KIND, what, given, limit }),
-            None => Ok(()),
+        let kind = Self::KIND;
+        for (what, given, limit) in self.sizes() {
+            bounded(what, given, limit, kind)?;
         }
+        self.flaw().map_or(Ok(()), |what| Err(ContractError::Value { kind, what }))
     }
 }
 
@@ -307,6 +321,11 @@ impl Ledger {
         let parts = [self.uploaded, self.held, self.dropped_total(), self.lost];
         parts.iter().try_fold(0u64, |sum, rows| sum.checked_add(*rows)) == Some(self.captured)
     }
+
+    fn numbers(&self) -> impl Iterator<Item = u64> {
+        let totals = [self.captured, self.uploaded, self.held, self.lost];
+        totals.into_iter().chain(self.dropped.values().copied())
+    }
 }
 
 /// A device asks for pieces of objects. An object is a chunk or a manifest, named by its digest.
@@ -414,6 +433,19 @@ impl Message for Desired {
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
         vec![("models", self.models.len(), limits::MAX_MODELS)]
     }
+
+    fn flaw(&self) -> Option<&'static str> {
+        let numbers = self.models.iter().flat_map(|model| [model.version, model.size, model.deployment]);
+        let mut names = BTreeSet::new();
+        if !self.models.iter().all(|model| names.insert(&model.name)) {
+            return Some("a model stands in it twice");
+        }
+        let mut collects = self.models.iter().filter_map(|model| model.settings.collect).chain(self.collect);
+        if !collects.all(|collect| (0.0..=1.0).contains(&collect.rate)) {
+            return Some("a rate is not 0 to 1");
+        }
+        uncountable(numbers.chain([self.revision]))
+    }
 }
 
 impl Message for Reported {
@@ -422,6 +454,12 @@ impl Message for Reported {
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
         // Twice: a model that leaves is reported beside those that stay.
         vec![("models", self.models.len(), 2 * limits::MAX_MODELS)]
+    }
+
+    fn flaw(&self) -> Option<&'static str> {
+        let versions = |model: &ReportedModel| [Some(model.version), model.active, model.previous];
+        let versions = self.models.iter().flat_map(versions).flatten();
+        uncountable(versions.chain([self.revision]).chain(self.ledger.numbers()))
     }
 }
 
@@ -446,6 +484,10 @@ impl Message for Telemetry {
 
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
         vec![("stream", self.stream.len(), 64)]
+    }
+
+    fn flaw(&self) -> Option<&'static str> {
+        uncountable([self.first_sequence, self.after].into_iter().chain(self.ledger.numbers()))
     }
 }
 
@@ -475,6 +517,10 @@ impl Message for Reply {
 
 fn bounded(what: &'static str, given: usize, limit: usize, kind: Kind) -> Result<(), ContractError> {
     if given > limit { Err(ContractError::Limit { kind, what, given, limit }) } else { Ok(()) }
+}
+
+fn uncountable(mut numbers: impl Iterator<Item = u64>) -> Option<&'static str> {
+    numbers.any(|number| number > limits::MAX_NUMBER).then_some("a number is beyond what can be counted")
 }
 
 #[cfg(test)]

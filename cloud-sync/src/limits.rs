@@ -55,6 +55,10 @@ pub const MAX_BATCH_ROWS: usize = 4096;
 /// Largest telemetry batch once decompressed: deflate can blow up a message a thousandfold.
 pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
+/// Largest version, revision, sequence number or count of rows: as far as every database and every JSON reader counts
+/// exactly, and far beyond what can be reached by counting.
+pub const MAX_NUMBER: u64 = (1 << 53) - 1;
+
 /// Longest free text (an error, a reason) that is kept from or sent to the other end, in bytes.
 pub const MAX_TEXT_BYTES: usize = 2048;
 

@@ -12,7 +12,9 @@ pub enum NameError {
     #[error("{0:?} is not a model name: use 1 to 64 of a-z, 0-9 and single or repeated inner dashes")]
     Model(String),
     /// Not a device id.
-    #[error("{0:?} is not a device id: use 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'")]
+    #[error(
+        "{0:?} is not a device id: use 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-', but not '.' or '..' alone"
+    )]
     Device(String),
     /// Not `NAME:VERSION`.
     #[error("{0:?} is not a model version: use NAME:VERSION, for example load:3")]
@@ -24,7 +26,8 @@ pub enum NameError {
 #[serde(try_from = "String", into = "String")]
 pub struct ModelName(String);
 
-/// The name of a device, as it stands in topics: `[A-Za-z0-9._-]`, at most 128 characters.
+/// The name of a device, as it stands in topics and paths: `[A-Za-z0-9._-]`, at most 128 characters, and neither `.`
+/// nor `..`, which a path would not take for a name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DeviceId(String);
@@ -71,8 +74,7 @@ impl FromStr for DeviceId {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
+        if text.len() <= 128 && is_topic_part(text) {
             Ok(Self(text.to_owned()))
         } else {
             Err(NameError::Device(crate::limits::bounded_text(text)))
@@ -97,6 +99,12 @@ impl fmt::Display for ModelVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.name, self.version)
     }
+}
+
+/// Whether text can stand between two slashes of a topic, and of a path.
+pub(crate) fn is_topic_part(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    !matches!(text, "" | "." | "..") && text.bytes().all(allowed)
 }
 
 macro_rules! text_name {
@@ -142,7 +150,7 @@ mod tests {
 
     #[test]
     fn device_ids_cannot_leave_their_topic() {
-        for bad in ["", "a/b", "+", "#", "a b", "$share", "ä", &"a".repeat(129)] {
+        for bad in ["", ".", "..", "a/b", "+", "#", "a b", "$share", "ä", &"a".repeat(129)] {
             assert!(bad.parse::<DeviceId>().is_err(), "{bad}");
         }
         assert!("Gateway-7.lab_2".parse::<DeviceId>().is_ok());

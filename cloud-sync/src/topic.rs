@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::name::DeviceId;
+use crate::name::{DeviceId, is_topic_part};
 
 /// The root that is used where none is configured. The last part is the site.
 pub const DEFAULT_ROOT: &str = "edgewise/v1/default";
@@ -47,7 +47,9 @@ pub struct Root(String);
 
 /// Text that can't be the root of topics.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} can't be the root of topics: use parts of A-Z, a-z, 0-9, '.', '_' and '-' joined by '/'")]
+#[error(
+    "{0:?} can't be the root of topics: use parts of A-Z, a-z, 0-9, '.', '_' and '-' joined by '/', none of them '.' or '..'"
+)]
 pub struct RootError(String);
 
 impl Kind {
@@ -150,11 +152,7 @@ impl FromStr for Root {
     type Err = RootError;
 
     fn from_str(text: &str) -> Result<Self, RootError> {
-        let part = |part: &str| {
-            !part.is_empty()
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-        };
-        if text.len() <= 256 && text.split('/').all(part) {
+        if text.len() <= 256 && text.split('/').all(is_topic_part) {
             Ok(Self(text.to_owned()))
         } else {
             Err(RootError(crate::limits::bounded_text(text)))
@@ -216,8 +214,8 @@ mod tests {
     }
 
     #[test]
-    fn a_root_with_wildcards_is_refused() {
-        for bad in ["", "/", "a//b", "a/+", "#", "$share/x", "a b"] {
+    fn a_root_with_wildcards_or_no_names_is_refused() {
+        for bad in ["", "/", "a//b", "a/..", "./a", "a/+", "#", "$share/x", "a b"] {
             assert!(bad.parse::<Root>().is_err(), "{bad}");
         }
     }

@@ -185,6 +185,8 @@ pub struct DeviceRecord {
     /// Where its captured rows are.
     #[schema(value_type = Option<Object>)]
     pub ledger: Option<Ledger>,
+    /// Rows of it that were not stored, though they have a receipt: they can't be decoded or contradict themselves.
+    pub rows_refused: u64,
     /// The machine.
     #[schema(value_type = Option<Object>)]
     pub hardware: Option<cloud_sync::contract::Hardware>,

@@ -64,6 +64,12 @@ impl From<ObjectError> for RegistryError {
     }
 }
 
+impl From<tokio::task::JoinError> for RegistryError {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self::Internal(format!("a task of the registry ended early: {error}"))
+    }
+}
+
 impl From<NameError> for RegistryError {
     fn from(error: NameError) -> Self {
         Self::Invalid(error.to_string())

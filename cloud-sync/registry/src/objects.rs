@@ -108,13 +108,12 @@ impl Objects {
         }
     }
 
-    /// Writes a chunk or manifest unless it is there; says whether it was new.
+    /// Writes a chunk or manifest unless it is there undamaged; says whether it was written.
     pub async fn put_named(&self, named: Named, bytes: Bytes) -> Result<bool, ObjectError> {
-        let path = named.path();
-        match self.store.head(&Path::from(path.as_str())).await {
-            Ok(present) if present.size == bytes.len() as u64 => Ok(false),
-            Ok(_) | Err(object_store::Error::NotFound { .. }) => self.put(&path, bytes).await.map(|()| true),
-            Err(error) => Err(failed("looking for", &path)(error)),
+        match self.get_named(named).await {
+            Ok(Some(_)) => Ok(false),
+            Ok(None) | Err(ObjectError::Damaged(_)) => self.put(&named.path(), bytes).await.map(|()| true),
+            Err(error) => Err(error),
         }
     }
 
@@ -198,5 +197,7 @@ mod tests {
         assert_eq!(objects.get_named(kept).await.unwrap().unwrap(), &b"kept"[..]);
         std::fs::write(directory.path().join(kept.path()), b"kepT").unwrap();
         assert!(matches!(objects.get_named(kept).await, Err(ObjectError::Damaged(_))));
+        assert!(objects.put_named(kept, Bytes::from_static(b"kept")).await.unwrap(), "it is mended");
+        assert_eq!(objects.get_named(kept).await.unwrap().unwrap(), &b"kept"[..]);
     }
 }

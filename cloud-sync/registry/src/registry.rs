@@ -101,7 +101,7 @@ impl Registry {
             drop(permit);
             Ok::<_, RegistryError>((bundle, proof))
         });
-        let (bundle, proof) = opened.await.map_err(lost_task)??;
+        let (bundle, proof) = opened.await??;
         let description = bundle.description().clone();
         let record = ModelRecord {
             id: String::new(),
@@ -220,7 +220,7 @@ impl Registry {
                 Ok(stored)
             })
             .await?;
-        reader.await.map_err(lost_task)??;
+        reader.await??;
         self.objects.put_named(Named::Manifest(digest), manifest).await?;
         Ok(stored)
     }
@@ -239,8 +239,4 @@ fn read_refusal(error: BundleError) -> RegistryError {
         BundleError::NotABundle(_, why) => RegistryError::Refused(format!("the upload is no bundle: {why}")),
         other => other.into(),
     }
-}
-
-fn lost_task(error: tokio::task::JoinError) -> RegistryError {
-    RegistryError::Internal(format!("a task of the registry ended early: {error}"))
 }

@@ -7,7 +7,7 @@
 //!   attempt count only if that place moves in the same transaction.
 //! - The directory of objects holds no row twice: the objects of an attempt that came to nothing are deleted before
 //!   the stream's next attempt, and at the start.
-//! - A row that can't be decoded costs itself only; it is counted.
+//! - A row that can't be decoded or contradicts itself costs itself only; it is counted.
 
 mod table;
 
@@ -16,11 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use cloud_sync::contract::{Receipt, Telemetry};
 use cloud_sync::name::DeviceId;
-use cloud_sync::rows::{self, Row, RowsError};
+use cloud_sync::rows::{self, RowsError};
 
 pub(crate) use table::readable;
 pub use table::time_ms;
-use table::{Table, TableError};
+use table::{Table, TableError, Tables};
 
 use crate::objects::{ObjectError, Objects};
 use crate::store::{RowFile, Store, StoreError};
@@ -100,7 +100,8 @@ impl Sink {
         Self { store, objects, site, counters: Counters::default() }
     }
 
-    /// Stores what is new in a batch, and returns the receipt.
+    /// Stores what is new in a batch, and returns the receipt: for the whole batch, or for its beginning where the rest
+    /// needs another attempt. The device sends the rest again.
     pub async fn accept(&self, device: &DeviceId, telemetry: Telemetry) -> Result<Receipt, SinkError> {
         let stream = telemetry.stream.clone();
         let attempt = match self.prepare(device, telemetry).await {
@@ -116,6 +117,10 @@ impl Sink {
             self.delete_unfinished(Some((device, &stream))).await?;
             self.write(&stream, &attempt).await?;
             if !self.commit(device, &stream, &attempt).await? {
+                // The attempt that won may have looked for leftovers before these were written.
+                for (file, _) in &attempt.files {
+                    self.objects.delete(&file.path).await?;
+                }
                 return Err(SinkError::Overtaken);
             }
         }
@@ -189,12 +194,11 @@ fn attempt(
     let end = first.checked_add(encoded.len() as u64).filter(|end| i64::try_from(*end).is_ok());
     let last = end.ok_or(SinkError::Sequence(first))?.saturating_sub(1);
     let count = encoded.len() as u64;
-    let fresh: Vec<_> = (first..).zip(encoded).filter(|(sequence, _)| *sequence > before).collect();
-    let repeated = count - fresh.len() as u64;
-    let decoded: Vec<(u64, Row)> =
-        fresh.iter().filter_map(|(sequence, bytes)| Some((*sequence, Row::decode(bytes).ok()?))).collect();
-    let undecodable = (fresh.len() - decoded.len()) as u64;
-    let (tables, refused) = table::tables((device, &telemetry.stream), received_ms, decoded)?;
+    let fresh = (first..).zip(&encoded).filter(|(sequence, _)| *sequence > before);
+    let repeated = count - fresh.clone().count() as u64;
+    let rows = fresh.map(|(sequence, bytes)| (sequence, bytes.as_slice()));
+    let Tables { tables, refused, left } = table::tables((device, &telemetry.stream), received_ms, rows)?;
+    let last = left.map_or(last, |left| left.saturating_sub(1));
     let id = uuid::Uuid::new_v4().simple().to_string();
     let file = |(position, table): (usize, Table)| {
         let Table { model, version, day, first_ms, last_ms, rows, parquet } = table;
@@ -206,19 +210,21 @@ fn attempt(
         before,
         through: if count == 0 { before } else { before.max(last) },
         files: tables.into_iter().enumerate().map(file).collect(),
-        refused: undecodable + refused,
+        refused,
         repeated,
     })
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use cloud_sync::contract::Ledger;
+    use cloud_sync::contract::{Ledger, Presence};
     use serde_bytes::ByteBuf;
 
     use super::*;
-    use crate::sink::table::tests::row;
-    use crate::store::FileQuery;
+    use cloud_sync::rows::Row;
+
+    use crate::sink::table::tests::{row, tensor};
+    use crate::store::{FileQuery, Note};
 
     pub(crate) fn batch(first_sequence: u64, rows: impl IntoIterator<Item = Vec<u8>>) -> Telemetry {
         let rows: Vec<Vec<u8>> = rows.into_iter().collect();
@@ -325,6 +331,30 @@ pub(crate) mod tests {
         fixture.sink.store.doom_pending(None).await.unwrap();
         fixture.sink.delete_unfinished(None).await.unwrap();
         assert_eq!(fixture.rows().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_batch_of_many_shapes_is_stored_over_several_attempts() {
+        let fixture = Fixture::new().await;
+        let shaped = |value: u8| {
+            let input = tensor("x", "UINT8", &[u64::from(value)], vec![1; usize::from(value)]);
+            let row = Row { inputs: vec![input], ..row(f32::from(value), 1_700_000_000_000) };
+            row.encode().unwrap()
+        };
+        let mut rows: Vec<Vec<u8>> = (0..150).map(shaped).collect();
+        rows[1] = b"nonsense".to_vec();
+        let mut receipts = Vec::new();
+        while receipts.last() != Some(&150) {
+            receipts.push(fixture.accept(batch(1, rows.clone())).await);
+            assert!(receipts.is_sorted_by(|a, b| a < b), "no progress: {receipts:?}");
+        }
+        assert_eq!(receipts, [65, 129, 150]);
+        assert_eq!(fixture.rows().await, 149);
+        assert_eq!(fixture.sink.counters.refused.load(Ordering::Relaxed), 1);
+        let presence = Presence { online: true, boot_id: "b".into(), agent_version: "0.1.0".into() };
+        fixture.sink.store.note(&[Note::Presence(fixture.device.clone(), presence)], 5).await;
+        let device = fixture.sink.store.device(&fixture.device).await.unwrap();
+        assert_eq!(device.unwrap().rows_refused, 1);
     }
 
     #[tokio::test]

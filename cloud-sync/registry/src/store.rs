@@ -5,12 +5,15 @@
 //! - Every change is one transaction that holds the write lock from its first statement, so two of them never
 //!   interleave: a deploy and a delete of one version can't both succeed.
 //! - A version's number is taken from `models.last_version`, which is never lowered or deleted.
-//! - The statements are those that SQLite and PostgreSQL share; numbers are BIGINT, truth is 0 or 1, structure is JSON.
+//! - The statements are those that SQLite and PostgreSQL share, save for how a connection and a transaction begin;
+//!   numbers are BIGINT, truth is 0 or 1, structure is JSON.
 
 mod commands;
 mod devices;
 mod models;
 mod row_files;
+#[cfg(test)]
+pub(crate) use devices::tests;
 
 use std::time::Duration;
 
@@ -20,7 +23,7 @@ use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Any, AnyPool, Executor, Row, SqlSafeStr, Transaction};
 
-pub use devices::{DeviceRow, Note};
+pub use devices::{DeviceRow, Note, Noted};
 pub use models::ModelFilter;
 pub(crate) use models::check_labels;
 pub use row_files::{FileQuery, RowFile};
@@ -91,6 +94,12 @@ impl Store {
         let first = Migration::new(1, "registry".into(), MigrationType::Simple, schema, false);
         Migrator::with_migrations(vec![first]).run(&pool).await?;
         Ok(Self { pool })
+    }
+
+    /// Whether the database answers.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let answer = self.pool.execute("SELECT 1").await;
+        answer.map(|_| ()).map_err(sql("asking the database for a sign of life"))
     }
 
     /// Closes the database once everything that runs on it has ended.

@@ -76,6 +76,8 @@ pub struct Counters {
     pub malformed: AtomicU64,
     /// Messages that were dropped because their queue was full.
     pub shed: AtomicU64,
+    /// Messages that could not be kept or answered; the log says why.
+    pub failed: AtomicU64,
     /// Pieces that were sent.
     pub pieces: AtomicU64,
     /// Bytes of those.
@@ -92,14 +94,7 @@ pub async fn run(parts: Parts, mut events: mpsc::Receiver<Event>, stop: Cancella
             () = stop.cancelled() => None,
         };
         match event {
-            Some(Event::Connected) => {
-                let deployments = parts.deployments.clone();
-                tasks.spawn(async move {
-                    if let Err(error) = deployments.publish_all().await {
-                        tracing::error!(%error, "the desired states could not be read to publish them again");
-                    }
-                });
-            }
+            Some(Event::Connected) => parts.deployments.publish_all(),
             Some(Event::Disconnected(_)) => {}
             Some(Event::Message(message)) => queues.take(&parts, message),
             None => break,
@@ -189,9 +184,9 @@ fn read<M: Message>(body: &[u8], device: &DeviceId) -> Option<M> {
 async fn keep_notes(parts: Parts, mut queue: mpsc::Receiver<Note>) {
     let mut notes = Vec::with_capacity(NOTES_AT_ONCE);
     while queue.recv_many(&mut notes, NOTES_AT_ONCE).await > 0 {
-        if let Err(error) = parts.store.note(&notes, crate::now_ms()).await {
-            tracing::error!(%error, notes = notes.len(), "what devices reported could not be kept");
-        }
+        let noted = parts.store.note(&notes, crate::now_ms()).await;
+        parts.counters.failed.fetch_add(noted.lost, Ordering::Relaxed);
+        parts.deployments.publish_soon(noted.behind);
         notes.clear();
     }
 }
@@ -212,6 +207,7 @@ async fn answer_fetches(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Fetch
                 let piece = match pieces.read(want).await {
                     Ok(piece) => piece,
                     Err(error) => {
+                        parts.counters.failed.fetch_add(1, Ordering::Relaxed);
                         tracing::error!(%device, %error, "a piece could not be read");
                         continue;
                     }
@@ -238,7 +234,10 @@ async fn store_batches(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Teleme
                     tracing::debug!(%device, %error, "a receipt was not sent; the device sends the batch again");
                 }
             }
-            Err(error) => tracing::error!(%device, %error, "a batch of rows could not be stored"),
+            Err(error) => {
+                parts.counters.failed.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%device, %error, "a batch of rows could not be stored");
+            }
         }
     }
 }
@@ -246,6 +245,7 @@ async fn store_batches(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Teleme
 async fn keep_replies(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Reply)>) {
     while let Some((device, reply)) = queue.recv().await {
         if let Err(error) = parts.commands.answer(&device, &reply).await {
+            parts.counters.failed.fetch_add(1, Ordering::Relaxed);
             tracing::error!(%device, %error, "the answer to a command could not be kept");
         }
     }

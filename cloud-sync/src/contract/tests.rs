@@ -56,8 +56,9 @@ fn fields_of_a_later_version_are_ignored() {
 
 #[test]
 fn fields_that_an_earlier_version_lacks_have_defaults() {
-    let Desired { collect, models, .. } = without(&desired(), &["collect", "settings", "signature"]);
-    assert_eq!(collect, Collect { enabled: true, rate: 1.0 });
+    let Desired { collect, models, .. } =
+        without(&desired(), &["collect", "deployment", "settings", "signature"]);
+    assert_eq!((collect, models[0].deployment), (None, 0));
     assert_eq!(models[0].settings, ModelSettings::default());
     assert_eq!(models[0].signature, None);
 
@@ -77,7 +78,9 @@ fn what_breaks_a_bound_is_neither_sent_nor_believed() {
     refused(&Fetch { wants: vec![want; limits::MAX_WANTS + 1] }, "wants");
     accepted(&Fetch { wants: vec![want; limits::MAX_WANTS] });
 
-    let models = |count: usize| Desired { models: vec![desired().models[0].clone(); count], ..desired() };
+    let model =
+        |number| DesiredModel { name: format!("m{number}").parse().unwrap(), ..desired().models[0].clone() };
+    let models = |count: usize| Desired { models: (0..count).map(model).collect(), ..desired() };
     refused(&models(limits::MAX_MODELS + 1), "models");
     accepted(&models(limits::MAX_MODELS));
 
@@ -88,6 +91,35 @@ fn what_breaks_a_bound_is_neither_sent_nor_believed() {
     refused(&Command { id: "x".repeat(129), ..command() }, "id");
     refused(&Receipt { stream: "x".repeat(65), ..receipt() }, "stream");
     refused(&Telemetry { rows: ByteBuf::from(vec![0; limits::MAX_MESSAGE_BYTES]), ..telemetry() }, "body");
+}
+
+#[test]
+fn what_can_not_be_meant_is_neither_sent_nor_believed() {
+    let mut twice = desired();
+    twice.models.push(twice.models[0].clone());
+    flawed(&twice);
+    for rate in [f64::NAN, f64::INFINITY, -0.1, 1.1] {
+        let collect = Some(Collect { enabled: true, rate });
+        flawed(&Desired { collect, ..desired() });
+        let mut of_a_model = desired();
+        of_a_model.models[0].settings.collect = collect;
+        flawed(&of_a_model);
+    }
+
+    let beyond = limits::MAX_NUMBER + 1;
+    flawed(&Desired { revision: beyond, ..desired() });
+    accepted(&Desired { revision: limits::MAX_NUMBER, ..desired() });
+    let model = |edit: fn(&mut ReportedModel)| {
+        let mut reported = reported();
+        edit(&mut reported.models[0]);
+        reported
+    };
+    flawed(&model(|model| model.active = Some(u64::MAX)));
+    flawed(&model(|model| model.previous = Some(u64::MAX)));
+    flawed(&Reported { revision: beyond, ..reported() });
+    let dropped = BTreeMap::from([("full".to_owned(), beyond)]);
+    flawed(&Reported { ledger: Ledger { dropped, ..Ledger::default() }, ..reported() });
+    flawed(&Telemetry { first_sequence: beyond, ..telemetry() });
 }
 
 #[test]
@@ -196,6 +228,13 @@ fn refused<M: Message>(message: &M, field: &str) {
     }
 }
 
+fn flawed<M: Message>(message: &M) {
+    let received = decode::<M>(&serde_cbor::to_vec(message).unwrap()).err();
+    for error in [encode(message).err(), received] {
+        assert!(matches!(error, Some(ContractError::Value { .. })), "{}: {error:?}", M::KIND);
+    }
+}
+
 type Object = BTreeMap<serde_cbor::Value, serde_cbor::Value>;
 
 fn text(text: &str) -> serde_cbor::Value {
@@ -259,10 +298,11 @@ fn desired() -> Desired {
             version: 2,
             digest: digest(),
             size: 140_000,
+            deployment: 5,
             signature: Some(ByteBuf::from(vec![1, 2, 3])),
             settings,
         }],
-        collect: Collect { enabled: true, rate: 0.5 },
+        collect: Some(Collect { enabled: true, rate: 0.5 }),
     }
 }
 
@@ -364,8 +404,9 @@ const GOLDEN: [&str; 10] =
     [PRESENCE, DESIRED, REPORTED, FETCH, CHUNK, TELEMETRY, RECEIPT, COMMAND, REPLY, ROW];
 const PRESENCE: &str = "a3666f6e6c696e65f567626f6f745f696464626f6f746d6167656e745f76657273696f6e65302e312e30";
 const DESIRED: &str = "\
-    a3687265766973696f6e07666d6f64656c7381a6646e616d65646c6f61646776657273696f6e026664696765737458200011\
-    2233445566778899aabbccddeeff00112233445566778899aabbccddeeff6473697a651a000222e0697369676e6174757265\
+    a3687265766973696f6e07666d6f64656c7381a7646e616d65646c6f61646776657273696f6e026664696765737458200011\
+    2233445566778899aabbccddeeff00112233445566778899aabbccddeeff6473697a651a000222e06a6465706c6f796d656e\
+    7405697369676e6174757265\
     430102036873657474696e6773a56870726f7669646572646175746f67746872656164730269696e7374616e636573016571\
     75657565184067636f6c6c656374a267656e61626c6564f46472617465f9340067636f6c6c656374a267656e61626c6564f5\
     6472617465f93800";

@@ -1,6 +1,7 @@
 //! Where a broker is and how it is trusted: its URL, credentials and certificates.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -69,6 +70,13 @@ pub enum TlsError {
     /// The TLS library refuses them.
     #[error("the certificates can't be used: {0}")]
     Refused(#[from] rustls::Error),
+}
+
+impl BrokerUrl {
+    /// Whether nobody but this machine sees what is sent there.
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost" || self.host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    }
 }
 
 impl FromStr for BrokerUrl {

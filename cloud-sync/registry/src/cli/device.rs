@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use cloud_sync::contract::{Ledger, ModelSettings};
+use cloud_sync::contract::{Collect, Ledger, ModelSettings};
 use cloud_sync::name::{DeviceId, ModelName, ModelVersion};
 use serde_json::{Map, Value};
 
@@ -28,6 +28,9 @@ pub(super) struct Deploy {
     /// Workers, each with the model loaded.
     #[arg(long)]
     instances: Option<u32>,
+    /// Whether its rows are collected, or which share of them, 0 to 1; the device's own setting where none is given.
+    #[arg(long, value_parser = collect, value_name = "on|off|RATE")]
+    collect: Option<Collect>,
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +77,7 @@ pub(super) fn deploy(context: &Context, arguments: Deploy) -> Result<(), CliErro
             provider: arguments.provider.map(|provider| provider.to_string()),
             threads: arguments.threads,
             instances: arguments.instances,
+            collect: arguments.collect,
             ..ModelSettings::default()
         },
     };
@@ -125,6 +129,17 @@ pub(super) fn command(context: &Context, arguments: Command) -> Result<(), CliEr
         404 => Err(CliError::NotFound(why())),
         409 => Err(CliError::Refused(why())),
         _ => Err(CliError::Failed(why())),
+    }
+}
+
+fn collect(text: &str) -> Result<Collect, String> {
+    match text {
+        "on" => Ok(Collect { enabled: true, rate: 1.0 }),
+        "off" => Ok(Collect { enabled: false, rate: 1.0 }),
+        _ => match text.parse() {
+            Ok(rate) if (0.0..=1.0).contains(&rate) => Ok(Collect { enabled: true, rate }),
+            _ => Err(format!("{text:?} is not on, off or a share from 0 to 1")),
+        },
     }
 }
 
@@ -183,6 +198,9 @@ fn show(context: &Context, id: &DeviceId) -> Result<(), CliError> {
     if let Some(ledger) = &device.ledger {
         output::line(&format!("rows      {}", ledger_line(ledger)))?;
     }
+    if device.rows_refused > 0 {
+        output::line(&format!("refused   {} uploaded rows: they make no sense", device.rows_refused))?;
+    }
     let row = |model: DeviceModel| {
         vec![
             model.name.clone(),
@@ -219,4 +237,19 @@ fn phase(model: &DeviceModel) -> String {
 fn brief(model: &DeviceModel) -> String {
     let version = model.desired.or(model.version);
     format!("{}:{} {}", model.name, output::optional(version), phase(model))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collecting_is_on_off_or_a_share() {
+        assert_eq!(collect("on"), Ok(Collect { enabled: true, rate: 1.0 }));
+        assert_eq!(collect("0.25"), Ok(Collect { enabled: true, rate: 0.25 }));
+        assert!(!collect("off").unwrap().enabled);
+        for bad in ["", "yes", "1.5", "-0.1", "NaN", "inf"] {
+            assert!(collect(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -30,6 +30,10 @@ pub(super) struct Arguments {
     /// A broker to use in place of the embedded one: mqtt://HOST[:PORT] or mqtts://HOST[:PORT].
     #[arg(long, value_name = "URL")]
     mqtt: Option<BrokerUrl>,
+    /// Let --mqtt be an unencrypted broker on another machine, in a closed network: whoever listens there reads all
+    /// messages and our password.
+    #[arg(long, requires = "mqtt")]
+    insecure_remote: bool,
     /// A PEM file with the authorities of the broker's certificate; the system's where none is given.
     #[arg(long, value_name = "FILE", requires = "mqtt")]
     mqtt_ca: Option<PathBuf>,
@@ -79,6 +83,12 @@ fn options(arguments: Arguments) -> Result<Options, CliError> {
     let broker = match arguments.mqtt {
         None => Broker::Embedded(arguments.mqtt_listen),
         Some(url) => {
+            if !url.tls && !url.is_loopback() && !arguments.insecure_remote {
+                return Err(CliError::Usage(format!(
+                    "--mqtt {url}: unencrypted and not on this machine; use mqtts://, or --insecure-remote in a \
+                     closed network"
+                )));
+            }
             let password =
                 arguments.mqtt_password_file.as_deref().map(secret).transpose().map_err(cli_error)?;
             let credentials = arguments.mqtt_username.zip(password);
@@ -116,5 +126,33 @@ fn cli_error(error: ServeError) -> CliError {
         | ServeError::Objects(ObjectError::NotBuiltIn(_))
         | ServeError::Tls(_) => CliError::Usage(error.to_string()),
         _ => CliError::Failed(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn of(mqtt: &[&str]) -> Result<Options, CliError> {
+        let line = ["serve", "--data", "d"].iter().chain(mqtt);
+        options(Line::try_parse_from(line).unwrap().arguments)
+    }
+
+    #[test]
+    fn an_unencrypted_broker_elsewhere_must_be_asked_for() {
+        let refused = of(&["--mqtt", "mqtt://broker.example"]);
+        assert!(matches!(&refused, Err(CliError::Usage(why)) if why.contains("--insecure-remote")));
+        for good in ["mqtts://broker.example", "mqtt://localhost", "mqtt://127.0.0.1:9", "mqtt://[::1]"] {
+            assert!(of(&["--mqtt", good]).is_ok(), "{good}");
+        }
+        assert!(of(&["--mqtt", "mqtt://broker.example", "--insecure-remote"]).is_ok());
     }
 }

@@ -93,7 +93,7 @@ pub(super) async fn deploy(
     let version: ModelVersion = format!("{}:{}", request.name, request.version).parse()?;
     let devices = device_ids(request.devices.iter().map(String::as_str))?;
     check_settings(&request.settings)?;
-    let devices = api.parts.deployments.deploy(&devices, &version, &request.settings).await?;
+    let devices = api.parts.deployments.deploy(devices, version, request.settings).await?;
     Ok(Json(Deployed { devices }))
 }
 
@@ -113,7 +113,7 @@ pub(super) async fn undeploy(
 ) -> Result<Json<Deployed>, RegistryError> {
     let name: ModelName = name.parse()?;
     let devices = device_ids(query.devices.split(','))?;
-    Ok(Json(Deployed { devices: api.parts.deployments.undeploy(&devices, &name).await? }))
+    Ok(Json(Deployed { devices: api.parts.deployments.undeploy(devices, name).await? }))
 }
 
 /// Has a device do something, and waits for its answer.
@@ -200,6 +200,7 @@ fn device_record(row: DeviceRow) -> DeviceRecord {
         reported_revision: reported.map(|reported| reported.revision),
         models: models.into_values().collect(),
         ledger: reported.map(|reported| reported.ledger.clone()),
+        rows_refused: row.rows_refused,
         hardware: reported.map(|reported| reported.hardware.clone()),
     }
 }

@@ -255,6 +255,9 @@ async fn a_bundle_goes_down_and_rows_come_up_once() {
         let receipt: Receipt = device.receive().await;
         assert_eq!(receipt, Receipt { stream: "s1".into(), durable_through: 5 });
     }
+    // As if it had missed what it was told.
+    device.report(&Desired { revision: desired.revision - 1, ..desired.clone() }).await;
+    assert_eq!(device.receive::<Desired>().await, desired);
     device.report(&desired).await;
 
     let ask =

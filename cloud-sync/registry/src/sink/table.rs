@@ -34,7 +34,8 @@ const MAX_COLUMNS: usize = 4096;
 /// Most tensors on one side of a row: comparing their names takes the square of it.
 const MAX_TENSORS: usize = 256;
 
-/// Most tables of one batch. Honest batches have one for each model; a hostile one could ask for a file per row.
+/// Most tables of one attempt: each is a file. Most batches need one for each model; one whose tensors have many shapes
+/// takes several attempts.
 const MAX_TABLES: usize = 64;
 
 /// The last millisecond of the year 9999, after which dates have no agreed form.
@@ -75,32 +76,43 @@ pub fn time_ms(wall_ms: u64, wall_sure: bool, received_ms: u64) -> u64 {
     if wall_sure && wall_ms <= LAST_MS { wall_ms } else { received_ms }
 }
 
-/// The tables of a stream's rows, each with its sequence number, and how many rows were refused because they
-/// contradict themselves.
-pub(super) fn tables(
+/// Rows of a stream, up to the first that needs a table too many.
+#[derive(Debug)]
+pub(super) struct Tables {
+    /// The tables.
+    pub tables: Vec<Table>,
+    /// Rows that can't be decoded or contradict themselves.
+    pub refused: u64,
+    /// The sequence number of the first row that was left for another attempt; never that of the first row.
+    pub left: Option<u64>,
+}
+
+/// Puts encoded rows, each with its sequence number, into tables.
+pub(super) fn tables<'a>(
     (device, stream): (&DeviceId, &str),
     received_ms: u64,
-    rows: Vec<(u64, Row)>,
-) -> Result<(Vec<Table>, u64), TableError> {
+    rows: impl Iterator<Item = (u64, &'a [u8])>,
+) -> Result<Tables, TableError> {
     let mut groups: BTreeMap<Group, Vec<(u64, Row)>> = BTreeMap::new();
-    let mut refused = 0;
-    for (sequence, row) in rows {
-        let time = time_ms(row.wall_ms, row.wall_sure, received_ms);
-        let group = layout(&row).map(|layout| Group {
-            model: row.model.to_string(),
-            version: row.version,
-            day: day(time),
-            layout,
+    let (mut refused, mut left) = (0, None);
+    for (sequence, bytes) in rows {
+        let found = Row::decode(bytes).ok().and_then(|row| {
+            let layout = layout(&row)?;
+            let day = day(time_ms(row.wall_ms, row.wall_sure, received_ms));
+            Some((Group { model: row.model.to_string(), version: row.version, day, layout }, row))
         });
-        match group {
-            Some(group) if groups.len() < MAX_TABLES || groups.contains_key(&group) => {
-                groups.entry(group).or_default().push((sequence, row));
-            }
-            _ => refused += 1,
+        let Some((group, row)) = found else {
+            refused += 1;
+            continue;
+        };
+        if groups.len() == MAX_TABLES && !groups.contains_key(&group) {
+            left = Some(sequence);
+            break;
         }
+        groups.entry(group).or_default().push((sequence, row));
     }
     let table = |(group, rows)| table((device, stream), received_ms, group, rows);
-    Ok((groups.into_iter().map(table).collect::<Result<_, _>>()?, refused))
+    Ok(Tables { tables: groups.into_iter().map(table).collect::<Result<_, _>>()?, refused, left })
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -411,7 +423,12 @@ pub(crate) mod tests {
     }
 
     fn of(rows: Vec<(u64, Row)>) -> (Vec<Table>, u64) {
-        tables((&"d".parse().unwrap(), "s"), 1_700_000_000_000, rows).unwrap()
+        let encoded: Vec<(u64, Vec<u8>)> =
+            rows.into_iter().map(|(sequence, row)| (sequence, row.encode().unwrap())).collect();
+        let rows = encoded.iter().map(|(sequence, bytes)| (*sequence, bytes.as_slice()));
+        let tables = tables((&"d".parse().unwrap(), "s"), 1_700_000_000_000, rows).unwrap();
+        assert_eq!(tables.left, None);
+        (tables.tables, tables.refused)
     }
 
     #[test]

@@ -54,14 +54,25 @@ impl Pieces {
         if cached.is_some() {
             return Ok(cached);
         }
-        let mut found = self.objects.get_named(Named::Chunk(digest)).await?;
+        let mut found = self.undamaged(Named::Chunk(digest)).await?;
         if found.is_none() {
-            found = self.objects.get_named(Named::Manifest(digest)).await?;
+            found = self.undamaged(Named::Manifest(digest)).await?;
         }
         if let Some(bytes) = &found {
             self.cache.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, bytes.clone());
         }
         Ok(found)
+    }
+
+    /// An object, unless it is damaged: then it is not here, so that the device can say what it lacks.
+    async fn undamaged(&self, named: Named) -> Result<Option<Bytes>, ObjectError> {
+        match self.objects.get_named(named).await {
+            Err(error @ ObjectError::Damaged(_)) => {
+                tracing::error!(%error, "an object is not sent; registering its bundle again mends it");
+                Ok(None)
+            }
+            found => found,
+        }
     }
 }
 
@@ -99,6 +110,12 @@ mod tests {
         assert!(pieces.read(&Want { digest, offset: u64::MAX }).await.unwrap().bytes.is_empty());
         let unknown = pieces.read(&Want { digest: Digest::of(b"?"), offset: 0 }).await.unwrap();
         assert_eq!(unknown.total, 0);
+
+        let damaged = Digest::of(b"whole");
+        pieces.objects.put_named(Named::Chunk(damaged), Bytes::from_static(b"whole")).await.unwrap();
+        let folder = directory.path().join("chunks").join(&damaged.to_string()[..2]);
+        std::fs::write(folder.join(damaged.to_string()), b"whale").unwrap();
+        assert_eq!(pieces.read(&Want { digest: damaged, offset: 0 }).await.unwrap().total, 0);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub fn copy(version: u64, directory: &Path) -> Result<PathBuf, Failure> {
 /// A copy of a version's bundle with an asset of so many bytes that nothing can compress or share.
 pub fn heavy(version: u64, bytes: usize, directory: &Path) -> Result<PathBuf, Failure> {
     let bundle = copy(version, directory)?;
-    files::write(&bundle.join("noise.bin"), &noise(version, bytes))?;
+    files::write(&bundle.join("noise.bin"), noise(version, bytes))?;
     Ok(bundle)
 }
 

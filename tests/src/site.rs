@@ -92,7 +92,7 @@ impl Site {
         let client = self.client();
         wait_until(PATIENCE, || {
             let about = client.get(&format!("/v2/models/{MODEL}"))?;
-            let serves = about.json()["versions"][0] == version.to_string();
+            let serves = about.json()["versions"][0] == version.to_string().as_str();
             if serves { Ok(()) } else { Err(format!("version {version} does not serve: {}", about.text)) }
         })
     }

@@ -47,6 +47,13 @@ pub(super) enum Found {
     Proven(Box<Proven>, u64),
 }
 
+/// A job that has come to its end, current or not.
+struct Ended {
+    number: u64,
+    work: Work,
+    outcome: Outcome,
+}
+
 /// What is needed to load a version.
 pub(super) struct Loading {
     pub(super) name: ModelName,
@@ -63,7 +70,7 @@ pub(super) struct Loading {
 pub(super) struct Jobs {
     current: BTreeMap<(ModelName, Work), (u64, AbortOnDropHandle<()>)>,
     last: u64,
-    outcomes: (mpsc::Sender<(u64, Work, Outcome)>, mpsc::Receiver<(u64, Work, Outcome)>),
+    outcomes: (mpsc::Sender<Ended>, mpsc::Receiver<Ended>),
     /// One load at a time: two models at once may need more memory than there is.
     loads: Arc<Semaphore>,
 }
@@ -78,7 +85,7 @@ impl Jobs {
     /// The next outcome of a job that is current.
     pub(super) async fn next(&mut self) -> Option<Outcome> {
         loop {
-            let (number, work, outcome) = self.outcomes.1.recv().await?;
+            let Ended { number, work, outcome } = self.outcomes.1.recv().await?;
             let key = (outcome.name.clone(), work);
             if self.current.get(&key).is_some_and(|(current, _)| *current == number) {
                 self.current.remove(&key);
@@ -186,7 +193,7 @@ impl Jobs {
         let (number, outcomes, of) = (self.last, self.outcomes.0.clone(), name.clone());
         let task = tokio::spawn(async move {
             let (event, found) = job.await;
-            let _ = outcomes.send((number, work, Outcome { name: of, event, found })).await;
+            let _ = outcomes.send(Ended { number, work, outcome: Outcome { name: of, event, found } }).await;
         });
         self.current.insert((name.clone(), work), (number, AbortOnDropHandle::new(task)));
     }

@@ -23,7 +23,8 @@ use crate::capture::{self, Capture};
 use crate::commands::once::Once;
 use crate::commands::{self, Commands};
 use crate::config::Config;
-use crate::deploy::driver::{self, Driver, Parts, StateError, Status};
+use crate::deploy::driver::{self, Driver, Parts, Status};
+use crate::deploy::state::StateError;
 use crate::fetch::Fetcher;
 use crate::health::{self, Reporter};
 use crate::http::{self, Readiness};
@@ -302,7 +303,7 @@ impl CloudParts {
         std::thread::Builder::new().name("capture".into()).spawn(move || self.writer.run())?;
         let (orders, orders_in) = self.orders;
         let driver = self.driver.run(orders_in, stop());
-        spawn(tasks, "deploy", async move { driver.await.map_err(|error| error.to_string()) });
+        spawn(tasks, "deploy", endless(driver));
         spawn(tasks, "upload", endless(self.uploader.run(stop())));
         let reporter = self.reporter.run(self.link.clone(), self.connects.subscribe(), stop());
         spawn(tasks, "report", endless(reporter));

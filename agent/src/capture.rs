@@ -54,7 +54,7 @@ pub struct Writer {
 struct Shared {
     boot_id: String,
     begun: Instant,
-    collect: RwLock<Option<Collect>>,
+    collect: RwLock<Collect>,
     share: AtomicU32,
     queued_bytes: AtomicUsize,
     shed_queue: AtomicU64,
@@ -65,7 +65,7 @@ impl Shared {
         Self {
             boot_id,
             begun: Instant::now(),
-            collect: RwLock::new(None),
+            collect: RwLock::new(Collect { enabled: false, rate: 0.0 }),
             share: AtomicU32::new(0),
             queued_bytes: AtomicUsize::new(0),
             shed_queue: AtomicU64::new(0),
@@ -102,16 +102,15 @@ pub fn open(spool: Arc<Mutex<Spool>>, boot_id: String) -> (Capture, Writer, watc
 }
 
 impl Capture {
-    /// Sets what is collected where a model's settings do not say.
+    /// Sets what is collected where a model has no word of its own. Before the first call, nothing is.
     pub fn set_collect(&self, collect: Collect) {
-        *self.shared.collect.write().unwrap_or_else(PoisonError::into_inner) = Some(collect);
+        *self.shared.collect.write().unwrap_or_else(PoisonError::into_inner) = collect;
     }
 
     /// Offers a scored request. Whether its rows are taken depends on what is to be collected, and on room.
     pub fn offer(&self, live: &Live, scored: &Scored, request_id: &str, correlation_id: &str) {
         let general = *self.shared.collect.read().unwrap_or_else(PoisonError::into_inner);
-        let collect = general.unwrap_or(live.facts.settings.collect);
-        if !self.is_chosen(collect) {
+        if !self.is_chosen(live.facts.settings.collect.unwrap_or(general)) {
             return;
         }
         let bytes = columns::bytes(&scored.inputs) + columns::bytes(&scored.outputs);
@@ -149,9 +148,7 @@ impl Capture {
     /// A way that leads nowhere, for an agent without a cloud: nothing is captured.
     pub fn nowhere() -> Self {
         let (queue, _) = sync_channel(0);
-        let capture = Self { shared: Arc::new(Shared::new(String::new())), queue };
-        capture.set_collect(Collect { enabled: false, rate: 0.0 });
-        capture
+        Self { shared: Arc::new(Shared::new(String::new())), queue }
     }
 
     /// Chooses the share of requests that is collected, evenly spread.
@@ -214,6 +211,10 @@ impl Writer {
                 inputs: columns::of(&item.scored.inputs, batched.then_some(index)),
                 outputs: columns::of(&item.scored.outputs, batched.then_some(index)),
             };
+            // A request can hold millions of rows: they are stored as they are made.
+            if group.rows.len() >= GROUP_ROWS {
+                self.append(std::mem::take(group));
+            }
             match row.encode() {
                 Ok(bytes) => group.rows.push(bytes),
                 Err(error) => {

@@ -202,7 +202,7 @@ impl Config {
             threads: self.engine.threads,
             instances: self.engine.instances,
             queue: self.engine.queue,
-            collect: self.collect,
+            collect: None,
         }
     }
 

@@ -8,10 +8,14 @@
 //! - A version serves only after its proof. The version before serves until then, and is kept to roll back to.
 //! - A version that was being proven when the process died is rejected, not tried for ever. The same holds for
 //!   a version that serves and can't be loaded any more: after [`MAX_RESTORES`] deaths the one before it serves.
+//!   Both are counted from the moment a model's turn to be loaded has come, so none pays for its neighbour.
+//! - What may pass (a disk that does not answer) is tried again; only what is the version's fault rejects it.
 //! - Effects answer with the digest that they were for; an answer for another target is ignored.
 
 pub mod driver;
+mod jobs;
 pub mod prove;
+pub mod state;
 
 use cloud_sync::contract::{DesiredModel, ModelSettings, Phase};
 use cloud_sync::digest::Digest;
@@ -35,6 +39,9 @@ pub struct Target {
     pub size: u64,
     /// How to run it.
     pub settings: ModelSettings,
+    /// Which deploy this is: the same version may be tried again.
+    #[serde(default)]
+    pub deployment: u64,
 }
 
 /// What is known of one model on this device; all of it is durable.
@@ -63,8 +70,8 @@ pub enum Event {
     Desired(Target),
     /// All bytes of the bundle are on the disk.
     Fetched(Digest),
-    /// The bundle can't be had now; it is tried again.
-    FetchStalled(Digest, String),
+    /// What was under way for the target can't go on now; it is tried again.
+    Stalled(Digest, String),
     /// The bundle can never be taken here.
     FetchRefused(Digest, String),
     /// Every byte is right.
@@ -73,20 +80,28 @@ pub enum Event {
     Incomplete(Digest),
     /// Every byte is right, and the bundle is wrong.
     Unusable(Digest, String),
+    /// It is this version's turn to be loaded and proven.
+    ProofTurn(Digest),
     /// The version has passed its proof and is loaded.
     Proved(Digest),
     /// The version has failed its proof.
     ProofFailed(Digest, String),
     /// The process has begun; this is what was on the disk.
     Restarted,
+    /// It is this version's turn to be loaded again.
+    RestoreTurn(Digest),
     /// The serving version is loaded again.
     Restored(Digest),
+    /// The serving version can't be loaded now; it is tried again.
+    RestoreStalled(Digest, String),
     /// The serving version can't be loaded any more.
     RestoreFailed(Digest, String),
     /// Bytes of the serving version were lost or damaged on the disk.
     RestoreIncomplete(Digest),
     /// The operator wants the version before.
     Rollback,
+    /// The agent is being stopped: what is being loaded did not crash it.
+    Stopping,
 }
 
 /// What is to be done about it, in this order.
@@ -98,10 +113,14 @@ pub enum Effect {
     Fetch(Target),
     /// Compare them.
     Verify(Target),
+    /// Wait for its turn to be loaded: one model at a time, for the memory's sake.
+    AwaitProof(Target),
     /// Load and prove it.
     Prove(Target),
     /// Let the proven version serve.
     Swap(Target),
+    /// Wait for its turn to be loaded again.
+    AwaitRestore(Target),
     /// Load a version that has been proven before, and let it serve.
     Restore(Target),
     /// Stop serving the model.
@@ -131,19 +150,28 @@ impl Deployment {
 impl From<&DesiredModel> for Target {
     fn from(model: &DesiredModel) -> Self {
         let settings = model.settings.clone();
-        Self { version: model.version, digest: model.digest, size: model.size, settings }
+        let (version, deployment) = (model.version, model.deployment);
+        Self { version, digest: model.digest, size: model.size, settings, deployment }
+    }
+}
+
+impl Target {
+    /// Whether this is that version, run alike; which deploy it came with does not matter.
+    fn is(&self, other: &Self) -> bool {
+        Self { deployment: other.deployment, ..self.clone() } == *other
     }
 }
 
 /// The next state, and what is to be done once it is durable.
 pub fn step(mut state: Deployment, event: Event) -> (Deployment, Vec<Effect>) {
-    use Effect::{Abandon, Collect, Fetch, Prove, Restore, Swap, Verify};
+    use Effect::{Abandon, AwaitProof, AwaitRestore, Collect, Fetch, Prove, Restore, Swap, Verify};
     let effects = match event {
         Event::Desired(target) if target == state.target => vec![],
         Event::Desired(target) => {
             state.target = target;
             state.repairs = 0;
-            if state.active.as_ref() == Some(&state.target) {
+            if state.active.as_ref().is_some_and(|active| active.is(&state.target)) {
+                state.active = Some(state.target.clone());
                 state.enter(Phase::Active, None);
                 vec![Abandon, Collect]
             } else {
@@ -155,37 +183,36 @@ pub fn step(mut state: Deployment, event: Event) -> (Deployment, Vec<Effect>) {
             state.enter(Phase::Verifying, None);
             vec![Verify(state.target.clone())]
         }
-        Event::FetchStalled(digest, why) if state.expects(Phase::Fetching, digest) => {
-            state.why = Some(why);
-            vec![]
-        }
-        Event::FetchRefused(digest, why) if state.expects(Phase::Fetching, digest) => {
-            state.enter(Phase::Rejected, Some(why));
-            vec![Collect]
-        }
+        Event::Stalled(digest, why) if state.target.digest == digest => match state.phase {
+            Phase::Fetching => {
+                state.why = Some(why);
+                vec![Fetch(state.target.clone())]
+            }
+            Phase::Verifying | Phase::Proving => {
+                state.enter(Phase::Verifying, Some(why));
+                vec![Verify(state.target.clone())]
+            }
+            Phase::Active | Phase::Rejected | Phase::RolledBack => vec![],
+        },
+        Event::FetchRefused(digest, why) if state.expects(Phase::Fetching, digest) => state.reject(why),
         Event::Verified(digest) if state.expects(Phase::Verifying, digest) => {
-            state.enter(Phase::Proving, None);
-            vec![Prove(state.target.clone())]
+            vec![AwaitProof(state.target.clone())]
         }
         Event::Incomplete(digest) if state.expects(Phase::Verifying, digest) => {
             state.repairs += 1;
             if state.repairs > MAX_REPAIRS {
-                let why = format!("its bytes were damaged on this disk {MAX_REPAIRS} times");
-                state.enter(Phase::Rejected, Some(why));
-                vec![Collect]
+                state.reject(format!("its bytes were damaged on this disk {MAX_REPAIRS} times"))
             } else {
                 state.enter(Phase::Fetching, None);
                 vec![Fetch(state.target.clone())]
             }
         }
-        Event::Unusable(digest, why) if state.expects(Phase::Verifying, digest) => {
-            state.enter(Phase::Rejected, Some(why));
-            vec![Collect]
+        Event::Unusable(digest, why) if state.expects(Phase::Verifying, digest) => state.reject(why),
+        Event::ProofTurn(digest) if state.expects(Phase::Verifying, digest) => {
+            state.enter(Phase::Proving, None);
+            vec![Prove(state.target.clone())]
         }
-        Event::ProofFailed(digest, why) if state.expects(Phase::Proving, digest) => {
-            state.enter(Phase::Rejected, Some(why));
-            vec![Collect]
-        }
+        Event::ProofFailed(digest, why) if state.expects(Phase::Proving, digest) => state.reject(why),
         Event::Proved(digest) if state.expects(Phase::Proving, digest) => {
             let before = state.active.replace(state.target.clone());
             // A version that is only run with other settings is no version to roll back to.
@@ -197,28 +224,37 @@ pub fn step(mut state: Deployment, event: Event) -> (Deployment, Vec<Effect>) {
             vec![Swap(state.target.clone()), Collect]
         }
         Event::Restarted => return restarted(state),
-        Event::Restored(digest) if state.active.as_ref().is_some_and(|active| active.digest == digest) => {
+        Event::RestoreTurn(digest) if state.serves(digest) => {
+            state.restores += 1;
+            state.active.iter().cloned().map(Restore).collect()
+        }
+        Event::Restored(digest) if state.serves(digest) => {
             state.restores = 0;
             vec![]
         }
-        Event::RestoreFailed(digest, why)
-            if state.active.as_ref().is_some_and(|active| active.digest == digest) =>
-        {
-            return give_up_active(state, why);
+        Event::RestoreStalled(digest, why) if state.serves(digest) => {
+            state.restores = 0;
+            state.why = Some(why);
+            state.active.iter().cloned().map(AwaitRestore).collect()
         }
-        Event::RestoreIncomplete(digest)
-            if state.active.as_ref().is_some_and(|active| active.digest == digest) =>
-        {
-            return repair_active(state);
-        }
+        Event::RestoreFailed(digest, why) if state.serves(digest) => return give_up_active(state, why),
+        Event::RestoreIncomplete(digest) if state.serves(digest) => return repair_active(state),
         Event::Rollback => match state.previous.take() {
+            // The version that is left behind is kept: should the one before not load, it serves on.
             Some(previous) => {
-                state.active = Some(previous.clone());
+                state.previous = state.active.replace(previous.clone());
                 state.enter(Phase::RolledBack, Some("rolled back by command".to_owned()));
-                vec![Abandon, Restore(previous), Collect]
+                vec![Abandon, AwaitRestore(previous), Collect]
             }
             None => vec![],
         },
+        Event::Stopping => {
+            if state.phase == Phase::Proving {
+                state.enter(Phase::Verifying, None);
+            }
+            state.restores = state.restores.saturating_sub(1);
+            vec![]
+        }
         // An answer that came too late, for a target that is no longer wanted.
         _ => vec![],
     };
@@ -234,59 +270,69 @@ impl Deployment {
     fn expects(&self, phase: Phase, digest: Digest) -> bool {
         self.phase == phase && self.target.digest == digest
     }
+
+    fn serves(&self, digest: Digest) -> bool {
+        self.active.as_ref().is_some_and(|active| active.digest == digest)
+    }
+
+    fn reject(&mut self, why: String) -> Vec<Effect> {
+        self.enter(Phase::Rejected, Some(why));
+        vec![Effect::Collect]
+    }
 }
 
 fn restarted(mut state: Deployment) -> (Deployment, Vec<Effect>) {
     let mut effects = Vec::new();
     if let Some(active) = state.active.clone() {
         if state.restores >= MAX_RESTORES {
-            let why =
-                format!("the agent died {MAX_RESTORES} times while it loaded version {}", active.version);
-            let (next, given_up) = give_up_active(state, why);
-            state = next;
-            effects.extend(given_up);
+            let why = format!("the agent died {MAX_RESTORES} times while it loaded version {}", active.version);
+            (state, effects) = give_up_active(state, why);
         } else {
-            state.restores += 1;
-            effects.push(Effect::Restore(active));
+            effects.push(Effect::AwaitRestore(active));
         }
     }
     match state.phase {
-        Phase::Fetching => effects.push(Effect::Fetch(state.target.clone())),
-        Phase::Verifying => effects.push(Effect::Verify(state.target.clone())),
-        Phase::Proving => {
-            state.enter(Phase::Rejected, Some("the agent died while it was being proven".to_owned()));
-            effects.push(Effect::Collect);
+        // Giving up may have begun a fetch already.
+        Phase::Fetching if !effects.iter().any(|effect| matches!(effect, Effect::Fetch(_))) => {
+            effects.push(Effect::Fetch(state.target.clone()));
         }
-        Phase::Active | Phase::Rejected | Phase::RolledBack => {}
+        Phase::Verifying => effects.push(Effect::Verify(state.target.clone())),
+        Phase::Proving => effects.extend(state.reject("the agent died while it was being proven".to_owned())),
+        Phase::Fetching | Phase::Active | Phase::Rejected | Phase::RolledBack => {}
     }
     (state, effects)
 }
 
-/// The serving version can't serve any more: the one before it does, or none.
+/// The serving version can't serve any more: the other one that is kept does, or what is wanted is brought anew.
 fn give_up_active(mut state: Deployment, why: String) -> (Deployment, Vec<Effect>) {
     let given_up = state.active.take();
     state.active = state.previous.take();
     state.restores = 0;
     let was_wanted = given_up.is_some_and(|given_up| given_up == state.target);
-    match &state.active {
-        Some(previous) => {
-            let effects = vec![Effect::Restore(previous.clone()), Effect::Collect];
+    match state.active.clone() {
+        Some(other) => {
             if was_wanted {
                 state.enter(Phase::RolledBack, Some(why));
+            } else if other == state.target && state.phase == Phase::RolledBack {
+                state.enter(Phase::Active, Some(why));
             }
-            (state, effects)
+            (state, vec![Effect::AwaitRestore(other), Effect::Collect])
         }
-        None => {
-            if was_wanted {
-                state.enter(Phase::Rejected, Some(why));
-            }
+        None if was_wanted => {
+            state.enter(Phase::Rejected, Some(why));
             (state, vec![Effect::Unload, Effect::Collect])
         }
+        None if state.phase == Phase::RolledBack => {
+            state.enter(Phase::Fetching, Some(why));
+            let effects = vec![Effect::Unload, Effect::Fetch(state.target.clone())];
+            (state, effects)
+        }
+        None => (state, vec![Effect::Unload, Effect::Collect]),
     }
 }
 
-/// The serving version's bytes are gone: where it is still wanted it is pulled anew, and the one before it serves
-/// meanwhile.
+/// The serving version's bytes are gone: where it is still wanted it is pulled anew, and the other one that is kept
+/// serves meanwhile.
 fn repair_active(state: Deployment) -> (Deployment, Vec<Effect>) {
     let wanted = state.active.as_ref() == Some(&state.target);
     let why = "its bytes were damaged on this disk".to_owned();

@@ -57,8 +57,8 @@ impl Fetcher {
         let _ = self.arrivals.send(Arc::new(chunk));
     }
 
-    /// Brings the bundle `digest` of `size` bytes to the disk. `kept` are the bundles that must stay.
-    pub async fn fetch(&self, digest: Digest, size: u64, kept: Vec<Digest>) -> Result<Transfer, FetchError> {
+    /// Brings the bundle `digest` of `size` bytes to the disk. It must be among those that the vault keeps.
+    pub async fn fetch(&self, digest: Digest, size: u64) -> Result<Transfer, FetchError> {
         let begun = Instant::now();
         let mut transfer = Transfer::default();
         let vault = self.vault.clone();
@@ -74,7 +74,7 @@ impl Fetcher {
         }
         let (vault, wanted) = (self.vault.clone(), manifest.clone());
         let missing = blocking(move || {
-            vault.make_room(&digest, &kept)?;
+            vault.make_room()?;
             Ok(vault.missing(&wanted))
         })
         .await?;
@@ -208,9 +208,11 @@ async fn blocking<T: Send + 'static>(
 
 fn classify(error: VaultError) -> FetchError {
     match error {
-        VaultError::Io { .. } | VaultError::Foreign(_) | VaultError::Incomplete(..) => {
-            FetchError::Later(error.to_string())
-        }
-        VaultError::Bundle(_) | VaultError::Budget { .. } => FetchError::Never(error.to_string()),
+        // Room may come: other models go, or the budget is raised.
+        VaultError::Io { .. }
+        | VaultError::Foreign(_)
+        | VaultError::Incomplete(..)
+        | VaultError::Budget { .. } => FetchError::Later(error.to_string()),
+        VaultError::Bundle(_) => FetchError::Never(error.to_string()),
     }
 }

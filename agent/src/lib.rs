@@ -9,8 +9,10 @@
 //! | [`deploy`] | how a version comes to serve: state machine, driver, proof |
 //! | [`fetch`], [`vault`] | a bundle's way to the disk, and its place there |
 //! | [`scorer`], [`service`], [`settings`] | who answers a request, and how |
+//! | [`http`], [`routes`], [`body`] | the ways in: HTTP, local MQTT, and the JSON of both |
 //! | [`capture`], [`spool`], [`upload`] | a row's way from the score to the cloud |
 //! | [`commands`], [`health`] | what the cloud may ask, and what the device says of itself |
+//! | [`metrics`], [`exposition`] | what is counted, as Prometheus reads it |
 //! | [`cli`], [`config`], [`log`], [`error`] | the command line, what it is told, how it speaks and ends |
 //! | [`durable`] | files that survive a power cut |
 

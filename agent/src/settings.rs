@@ -14,8 +14,8 @@ pub struct Settings {
     pub instances: u32,
     /// Requests that may wait before new ones are refused.
     pub queue: u32,
-    /// What is captured.
-    pub collect: Collect,
+    /// What is captured, where this model has a word of its own.
+    pub collect: Option<Collect>,
 }
 
 /// Most workers of one model: each holds the model in memory.
@@ -35,7 +35,7 @@ impl Settings {
             threads: wanted.threads.unwrap_or(self.threads),
             instances: wanted.instances.unwrap_or(self.instances).clamp(1, MAX_INSTANCES),
             queue: wanted.queue.unwrap_or(self.queue).clamp(1, MAX_QUEUE),
-            collect: wanted.collect.unwrap_or(self.collect),
+            collect: wanted.collect,
         })
     }
 }

@@ -5,15 +5,19 @@
 //! - A [`Verified`] bundle has been hashed from the disk, byte for byte, since this process began; nothing else
 //!   can be loaded, by type.
 //! - What is verified is durable: the file system is synced before [`Vault::verify`] returns.
-//! - The vault never grows beyond its budget: room is asked for before bytes are fetched.
-//! - What no kept bundle uses is removed by [`Vault::collect`], and only there.
+//! - The vault never grows beyond its budget: what is kept and what kept bundles still lack fit into it, or
+//!   nothing more is fetched.
+//! - What no kept bundle uses is removed by [`Vault::collect`], and only there; while a kept manifest can't be
+//!   read, nothing is.
 //!
 //! Chunks are not synced one by one: a chunk that a power cut damaged is found by its hash and fetched again.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use cloud_sync::bundle::{Bundle, BundleError, BundlePath, Description, Manifest};
 use cloud_sync::chunk::ChunkRef;
@@ -28,6 +32,9 @@ pub struct Vault {
     chunks: PathBuf,
     manifests: PathBuf,
     budget: u64,
+    /// The bundles in use. Held while files are removed, and shared while they are written.
+    kept: RwLock<BTreeSet<Digest>>,
+    temporary: AtomicU64,
 }
 
 /// A bundle whose every byte has been compared with its digest.
@@ -85,7 +92,13 @@ pub enum VaultError {
 impl Vault {
     /// Opens the vault in `directory`, making it where there is none.
     pub fn open(directory: &Path, budget: u64) -> Result<Self, VaultError> {
-        let vault = Self { chunks: directory.join("chunks"), manifests: directory.join("manifests"), budget };
+        let vault = Self {
+            chunks: directory.join("chunks"),
+            manifests: directory.join("manifests"),
+            budget,
+            kept: RwLock::default(),
+            temporary: AtomicU64::new(0),
+        };
         for directory in [&vault.chunks, &vault.manifests] {
             fs::create_dir_all(directory).map_err(io_error("making", directory))?;
         }
@@ -123,31 +136,42 @@ impl Vault {
         if bytes.len() != chunk.size as usize || Digest::of(bytes) != chunk.digest {
             return Err(VaultError::Foreign(chunk.digest));
         }
+        let _shared = self.kept.read().unwrap_or_else(PoisonError::into_inner);
         let path = self.place(&chunk.digest);
         let directory = path.parent().unwrap_or(&self.chunks);
         fs::create_dir_all(directory).map_err(io_error("making", directory))?;
-        let temporary = path.with_extension("new");
+        // Two pulls may bring the same chunk at once.
+        let temporary = path.with_extension(self.temporary.fetch_add(1, Ordering::Relaxed).to_string());
         fs::write(&temporary, bytes).map_err(io_error("writing", &temporary))?;
         fs::rename(&temporary, &path).map_err(io_error("writing", &path))
     }
 
-    /// Makes room for a bundle, or says why there is none. `kept` are the bundles in use; what neither they nor
-    /// `wanted` use is removed.
-    pub fn make_room(&self, wanted: &Digest, kept: &[Digest]) -> Result<(), VaultError> {
-        let Some(manifest) = self.manifest(wanted) else { return Ok(()) };
-        let needed = self.missing(&manifest).iter().map(|chunk| u64::from(chunk.size)).sum::<u64>();
+    /// Says which bundles are in use. Their bytes stay; those of others go with [`Vault::collect`].
+    pub fn keep(&self, bundles: BTreeSet<Digest>) {
+        *self.kept.write().unwrap_or_else(PoisonError::into_inner) = bundles;
+    }
+
+    /// Makes room for what the bundles in use still lack, or says why there is none.
+    pub fn make_room(&self) -> Result<(), VaultError> {
+        let needed = self.lacking();
         if self.used()?.saturating_add(needed) <= self.budget {
             return Ok(());
         }
-        let mut keep = kept.to_vec();
-        keep.push(*wanted);
-        self.collect(&keep)?;
+        self.collect()?;
         let used = self.used()?;
         if used.saturating_add(needed) <= self.budget {
             Ok(())
         } else {
             Err(VaultError::Budget { needed, used, budget: self.budget })
         }
+    }
+
+    /// Bytes that the bundles in use still lack, as far as their manifests are here.
+    fn lacking(&self) -> u64 {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        let manifests: Vec<Manifest> = kept.iter().filter_map(|digest| self.manifest(digest)).collect();
+        let missing: HashSet<ChunkRef> = manifests.iter().flat_map(|manifest| self.missing(manifest)).collect();
+        missing.iter().map(|chunk| u64::from(chunk.size)).sum()
     }
 
     /// Reads a bundle from the disk and compares every byte. Damaged chunks are removed, so that the next fetch
@@ -180,13 +204,24 @@ impl Vault {
         Ok(verified)
     }
 
-    /// Removes what none of `kept` uses.
-    pub fn collect(&self, kept: &[Digest]) -> Result<(), VaultError> {
-        let manifests: Vec<Manifest> = kept.iter().filter_map(|digest| self.manifest(digest)).collect();
-        let chunks: HashSet<String> =
-            manifests.iter().flat_map(Manifest::chunks).map(|chunk| chunk.digest.to_string()).collect();
-        let kept: HashSet<String> = kept.iter().map(Digest::to_string).collect();
-        remove_others(&self.manifests, &kept)?;
+    /// Removes what no bundle in use uses.
+    pub fn collect(&self) -> Result<(), VaultError> {
+        let kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        let mut chunks = HashSet::new();
+        for digest in kept.iter() {
+            let path = self.manifests.join(digest.to_string());
+            match fs::read(&path) {
+                Ok(bytes) if Digest::of(&bytes) == *digest => {
+                    chunks.extend(Manifest::decode(&bytes)?.chunks().map(|chunk| chunk.digest.to_string()));
+                }
+                // Its bundle is fetched anew, manifest first.
+                Ok(_) => fs::remove_file(&path).map_err(io_error("removing", &path))?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(VaultError::Io { doing: "reading", path, source }),
+            }
+        }
+        let manifests: HashSet<String> = kept.iter().map(Digest::to_string).collect();
+        remove_others(&self.manifests, &manifests)?;
         for directory in list(&self.chunks)? {
             remove_others(&directory, &chunks)?;
         }
@@ -202,11 +237,6 @@ impl Vault {
             }
         }
         Ok(used)
-    }
-
-    /// The most bytes that the vault may take.
-    pub fn budget(&self) -> u64 {
-        self.budget
     }
 
     fn place(&self, digest: &Digest) -> PathBuf {
@@ -370,11 +400,26 @@ mod tests {
         fill(&fixture);
         fs::write(fixture.root.join("manifests/garbage"), "x").unwrap();
         let digest = fixture.bundle.digest();
-        fixture.vault.collect(&[digest]).unwrap();
+        fixture.vault.keep(BTreeSet::from([digest]));
+        fixture.vault.collect().unwrap();
         assert!(fixture.vault.verify(&digest).is_ok());
         assert!(!fixture.root.join("manifests/garbage").exists());
-        fixture.vault.collect(&[]).unwrap();
+        fixture.vault.keep(BTreeSet::new());
+        fixture.vault.collect().unwrap();
         assert_eq!(fixture.vault.used().unwrap(), 0);
+    }
+
+    #[test]
+    fn nothing_is_removed_while_a_kept_manifest_cannot_be_read() {
+        let fixture = fixture(1 << 20);
+        fill(&fixture);
+        let digest = fixture.bundle.digest();
+        let other = Digest::of(b"other");
+        // A directory in the manifest's place is an error to read, as a failing disk is.
+        fs::create_dir(fixture.root.join("manifests").join(other.to_string())).unwrap();
+        fixture.vault.keep(BTreeSet::from([other]));
+        assert!(fixture.vault.collect().is_err());
+        assert!(fixture.vault.verify(&digest).is_ok());
     }
 
     #[test]
@@ -382,7 +427,8 @@ mod tests {
         let fixture = fixture(100_000);
         let digest = fixture.bundle.digest();
         fixture.vault.put_manifest(&digest, fixture.bundle.encoded_manifest()).unwrap();
-        let refused = fixture.vault.make_room(&digest, &[]);
+        fixture.vault.keep(BTreeSet::from([digest]));
+        let refused = fixture.vault.make_room();
         assert!(matches!(refused, Err(VaultError::Budget { .. })), "{refused:?}");
     }
 }

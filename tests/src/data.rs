@@ -1,5 +1,8 @@
-//! The sample model's held-out test split: real windows with their true labels.
+//! The sample model: its bundles, and its held-out test split of real windows with their true labels.
 
+use std::path::{Path, PathBuf};
+
+use crate::files;
 use crate::process::Failure;
 
 /// The sample model's name in the registry.
@@ -15,7 +18,7 @@ pub struct Window {
 }
 
 /// The sample's directory, or one version's bundle in it.
-pub fn sample(version: Option<u64>) -> std::path::PathBuf {
+pub fn sample(version: Option<u64>) -> PathBuf {
     let sample = crate::repository().join("modules/samples").join(MODEL);
     version.map_or(sample.clone(), |version| sample.join(version.to_string()))
 }
@@ -23,8 +26,7 @@ pub fn sample(version: Option<u64>) -> std::path::PathBuf {
 /// The test split, in the order of its file.
 pub fn test_split() -> Result<Vec<Window>, Failure> {
     let path = sample(None).join("test.csv");
-    let text =
-        std::fs::read_to_string(&path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+    let text = files::read(&path)?;
     let wrong = |line: &str| format!("{}: not a labelled window: {line}", path.display());
     let window = |line: &str| {
         let (label, load) = line.split_once(',')?;
@@ -37,7 +39,35 @@ pub fn test_split() -> Result<Vec<Window>, Failure> {
 /// The names of the classes.
 pub fn labels() -> Result<Vec<String>, Failure> {
     let path = sample(Some(1)).join("labels.txt");
-    let text =
-        std::fs::read_to_string(&path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+    let text = files::read(&path)?;
     Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// A copy of a version's bundle in `directory`, to be changed.
+pub fn copy(version: u64, directory: &Path) -> Result<PathBuf, Failure> {
+    let source = sample(Some(version));
+    for path in files::below(&source)? {
+        let inside = path.strip_prefix(&source).map_err(|error| error.to_string())?;
+        files::write(&directory.join(inside), &std::fs::read(&path).map_err(|error| error.to_string())?)?;
+    }
+    Ok(directory.to_owned())
+}
+
+/// A copy of a version's bundle with an asset of so many bytes that nothing can compress or share.
+pub fn heavy(version: u64, bytes: usize, directory: &Path) -> Result<PathBuf, Failure> {
+    let bundle = copy(version, directory)?;
+    files::write(&bundle.join("noise.bin"), &noise(version, bytes))?;
+    Ok(bundle)
+}
+
+/// The same bytes for the same seed: xorshift64.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut word = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::repeat_with(&mut word).flatten().take(bytes).collect()
 }

@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::data::{self, MODEL, Window};
+use crate::files;
+use crate::flow::Background;
 use crate::process::{Agent, Cloud, Failure, wait_until};
 use narrate::{bytes, fact, step, thousands};
-use stream::{Background, Score};
+use stream::Score;
 
 /// The device of the demo.
 const DEVICE: &str = "demo-device";
@@ -23,7 +25,7 @@ const DEVICE: &str = "demo-device";
 pub fn run(stay: bool) -> Result<(), Failure> {
     build()?;
     let begun = Instant::now();
-    let directory = fresh_directory()?;
+    let directory = crate::fresh_directory("demo")?;
     let windows = data::test_split()?;
     let labels = data::labels()?;
     let (mut cloud, mut agent) = start(&directory)?;
@@ -42,23 +44,20 @@ pub fn run(stay: bool) -> Result<(), Failure> {
 
     step(3, "Deploy version 2 while requests keep flowing");
     let background = Background::start(&agent.http, &windows);
-    background.wait_for(200)?;
+    background.wait_for(1, 200)?;
     let second = bring(&cloud, 2)?;
-    background.wait_for_version(2, 200)?;
+    background.wait_for(2, 200)?;
     let flowed = background.stop()?;
     verify(
         flowed.failed == 0,
         &format!("{} requests failed during the swap: {}", flowed.failed, flowed.why),
     )?;
-    verify(
-        flowed.by_version.contains_key(&1) && flowed.by_version.contains_key(&2),
-        "one version never answered",
-    )?;
+    verify(flowed.of(1) > 0 && flowed.of(2) > 0, "one version never answered")?;
     fact(&format!(
         "{} requests flowed meanwhile, {} answered by version 1, then {} by version 2; none failed or was dropped",
         thousands(flowed.total()),
-        thousands(flowed.by_version.get(&1).copied().unwrap_or(0)),
-        thousands(flowed.by_version.get(&2).copied().unwrap_or(0)),
+        thousands(flowed.of(1)),
+        thousands(flowed.of(2)),
     ));
     let saved = number(&second, "shared_bytes");
     verify(saved > 0, "version 2 shared no chunk with version 1")?;
@@ -91,17 +90,6 @@ fn build() -> Result<(), Failure> {
     let build = Command::new(cargo).args(["build", "--quiet", "--workspace", "--bins"]).status();
     let built = build.map_err(|error| format!("running cargo build: {error}"))?;
     verify(built.success(), "the programs could not be built")
-}
-
-fn fresh_directory() -> Result<PathBuf, Failure> {
-    let directory = crate::target_root().join("demo");
-    if directory.exists() {
-        std::fs::remove_dir_all(&directory)
-            .map_err(|error| format!("removing {}: {error}", directory.display()))?;
-    }
-    std::fs::create_dir_all(&directory)
-        .map_err(|error| format!("making {}: {error}", directory.display()))?;
-    Ok(directory)
 }
 
 /// Starts the cloud and one agent, on the usual ports where these are free.
@@ -182,7 +170,7 @@ fn collect(cloud: &Cloud, directory: &Path, captured: u64) -> Result<(), Failure
         let output = directory.join("export").join(format);
         let path = output.display().to_string();
         cloud.text(&["data", "export", "--model", MODEL, "--format", format, "-o", &path])?;
-        let found = files_below(&output)?;
+        let found = files::below(&output)?;
         verify(!found.is_empty(), &format!("no {format} file was exported"))?;
         files.push(found);
     }
@@ -190,7 +178,7 @@ fn collect(cloud: &Cloud, directory: &Path, captured: u64) -> Result<(), Failure
     let inputs: Vec<&PathBuf> = csv.iter().filter(|path| path.ends_with("inputs.csv")).collect();
     let mut rows = 0;
     for path in &inputs {
-        rows += read(path)?.lines().skip(1).count() as u64;
+        rows += files::read(path)?.lines().skip(1).count() as u64;
     }
     verify(rows == uploaded, &format!("{uploaded} rows were uploaded, {rows} are in the CSV files"))?;
     let mut in_parquet = 0;
@@ -204,7 +192,7 @@ fn collect(cloud: &Cloud, directory: &Path, captured: u64) -> Result<(), Failure
     let predictions = csv.iter().find(|path| path.ends_with("predictions.csv"));
     for path in inputs.first().into_iter().copied().chain(predictions) {
         fact(&format!("{}", path.display()));
-        read(path)?.lines().take(3).for_each(narrate::row);
+        files::read(path)?.lines().take(3).for_each(narrate::row);
     }
     fact(&format!("{} rows in {} CSV and {} Parquet files:", thousands(rows), csv.len(), parquet.len()));
     fact(&format!("  {}", directory.join("export").display()));
@@ -251,27 +239,12 @@ fn number(value: &Value, key: &str) -> u64 {
     value[key].as_u64().unwrap_or(0)
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|error| format!("reading {}: {error}", path.display()))
-}
-
 fn parquet_rows(path: &Path) -> Result<u64, Failure> {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     let wrong = |error: &dyn std::fmt::Display| format!("reading {}: {error}", path.display());
     let file = std::fs::File::open(path).map_err(|error| wrong(&error))?;
     let reader = SerializedFileReader::new(file).map_err(|error| wrong(&error))?;
     u64::try_from(reader.metadata().file_metadata().num_rows()).map_err(|error| wrong(&error))
-}
-
-fn files_below(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let failed = |error: std::io::Error| format!("listing {}: {error}", directory.display());
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.is_dir() { files.extend(files_below(&path)?) } else { files.push(path) }
-    }
-    files.sort();
-    Ok(files)
 }
 
 impl Score {

@@ -5,9 +5,16 @@
     reason = "only JSON values are indexed, which give null for what is not there"
 )]
 
+pub mod client;
 pub mod data;
 pub mod demo;
+pub mod files;
+pub mod flow;
+pub mod mosquitto;
 pub mod process;
+pub mod proxy;
+pub mod python;
+pub mod site;
 
 use std::path::{Path, PathBuf};
 
@@ -29,4 +36,28 @@ pub fn target() -> PathBuf {
 /// Where built things that are not cargo's own lie: `target/`.
 pub fn target_root() -> PathBuf {
     target().parent().map(Path::to_owned).unwrap_or_default()
+}
+
+/// An empty directory `target/NAME`. It is left behind, so that the logs can be read after a failure.
+pub fn fresh_directory(name: &str) -> Result<PathBuf, process::Failure> {
+    let directory = target_root().join(name);
+    if directory.exists() {
+        std::fs::remove_dir_all(&directory)
+            .map_err(|error| format!("removing {}: {error}", directory.display()))?;
+    }
+    std::fs::create_dir_all(&directory)
+        .map_err(|error| format!("making {}: {error}", directory.display()))?;
+    Ok(directory)
+}
+
+/// ONNX Runtime's library: `ORT_DYLIB_PATH`, or where `cross/onnxruntime` puts it.
+pub fn onnxruntime() -> Result<PathBuf, process::Failure> {
+    let named = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
+    let fetched = || target_root().join("onnxruntime").join(std::env::consts::ARCH).join("libonnxruntime.so");
+    let library = named.unwrap_or_else(fetched);
+    if library.exists() {
+        Ok(library)
+    } else {
+        Err(format!("there is no {}: run cross/onnxruntime", library.display()))
+    }
 }

@@ -16,6 +16,9 @@ const READY: Duration = Duration::from_secs(60);
 /// How long a program may take to end when it is asked to: its own deadline and a little more.
 const END: Duration = Duration::from_secs(15);
 
+/// How long a program that is to end by itself may take: longer than any command's own time-out.
+const LONGEST_RUN: Duration = Duration::from_secs(120);
+
 /// What went wrong with a program; the text says which and how.
 pub type Failure = String;
 
@@ -71,7 +74,7 @@ impl Process {
     ) -> Result<Self, Failure> {
         let failed = |error: io::Error| format!("starting {}: {error}", path.display());
         let file = File::options().create(true).append(true).open(log).map_err(failed)?;
-        let mut command = Command::new(path);
+        let mut command = clean(path);
         command.args(arguments).envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
         let mut child = command.spawn().map_err(failed)?;
@@ -192,9 +195,7 @@ impl Cloud {
 
     /// Runs `edgewise` with these arguments against this cloud.
     pub fn edgewise(&self, arguments: &[&str]) -> Result<Output, Failure> {
-        let mut command = Command::new(program("edgewise"));
-        command.args(arguments).env("EDGEWISE_URL", &self.http).stdin(Stdio::null());
-        command.output().map_err(|error| format!("running edgewise {}: {error}", arguments.join(" ")))
+        run_to_end("edgewise", arguments, &[("EDGEWISE_URL", &self.http)])
     }
 
     /// Runs `edgewise` and gives what it prints; an exit code other than 0 is a failure.
@@ -215,6 +216,13 @@ impl Cloud {
         let text = self.text(&arguments)?;
         serde_json::from_str(&text)
             .map_err(|error| format!("edgewise {}: {error}: {text}", arguments.join(" ")))
+    }
+
+    /// Registers a bundle of the sample model; gives the new version's number.
+    pub fn register(&self, bundle: &Path) -> Result<u64, Failure> {
+        let path = bundle.display().to_string();
+        let registered = self.json(&["model", "register", &path, "--name", crate::data::MODEL])?;
+        registered["version"].as_u64().ok_or_else(|| format!("not a version: {registered}"))
     }
 
     /// What the cloud knows of a model on a device.
@@ -250,6 +258,17 @@ impl Agent {
         Self::start_with(data, device, mqtt, http, more, &[])
     }
 
+    /// Starts `edgewise-agent run --local BUNDLE`, without a cloud.
+    pub fn start_local(data: &Path, bundle: &Path, more: &[&str]) -> Result<Self, Failure> {
+        let (path, bundle) = (data.display().to_string(), bundle.display().to_string());
+        let mut arguments = vec!["run", "--local", &bundle, "--data", &path, "--http", "127.0.0.1:0"];
+        arguments.extend(more);
+        std::fs::create_dir_all(data).map_err(|error| format!("making {path}: {error}"))?;
+        let mut process = Process::start("edgewise-agent", &arguments, &[], &data.join("agent.log"))?;
+        let line = process.wait_for_line("ready")?;
+        Ok(Self { http: field(&line, "http=")?, process })
+    }
+
     /// As [`Agent::start`], with variables in its environment.
     pub fn start_with(
         data: &Path,
@@ -271,6 +290,19 @@ impl Agent {
     }
 }
 
+/// Runs `edgewise-agent` to its end.
+pub fn run_agent(arguments: &[&str]) -> Result<Output, Failure> {
+    run_to_end("edgewise-agent", arguments, &[])
+}
+
+/// Runs one of our programs to its end; one that takes longer than [`LONGEST_RUN`] ends with code 124.
+fn run_to_end(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Output, Failure> {
+    let mut command = clean(Path::new("timeout"));
+    command.arg(LONGEST_RUN.as_secs().to_string()).arg(program(name)).args(arguments);
+    command.envs(environment.iter().copied()).stdin(Stdio::null());
+    command.output().map_err(|error| format!("running {name} {}: {error}", arguments.join(" ")))
+}
+
 /// Asks `check` again and again until it is satisfied; its last complaint is the failure.
 pub fn wait_until<T>(longest: Duration, mut check: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let deadline = Instant::now() + longest;
@@ -282,6 +314,16 @@ pub fn wait_until<T>(longest: Duration, mut check: impl FnMut() -> Result<T, Fai
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
+}
+
+/// A command that the caller's own settings don't reach: they would decide what a test proves.
+fn clean(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    let ours = |name: &str| name.starts_with("EDGEWISE_") || name == "ORT_DYLIB_PATH";
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
+        command.env_remove(name);
+    }
+    command
 }
 
 fn field(line: &str, name: &str) -> Result<String, Failure> {

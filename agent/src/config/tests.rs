@@ -40,7 +40,7 @@ fn the_defaults_are_a_configuration_and_every_key_of_them_is_read() {
     assert_eq!(config.http.max_body_bytes, 8 << 20);
     assert_eq!(config.spool_max_bytes, 64 << 20);
     assert_eq!(config.engine.timeout, Duration::from_secs(60));
-    assert_eq!(config.settings().collect, Collect::default());
+    assert_eq!((config.settings().collect, config.collect), (None, Collect::default()));
     assert!(config.cloud.broker.is_none() && config.cloud.credentials.is_none());
     assert!(config.has_something_to_serve().is_err());
 
@@ -60,7 +60,7 @@ fn the_example_route_of_the_manual_works() {
     let file = file(&example);
     let config = load(&sources(Some(file.path()), &[], &[])).config.unwrap();
     let [route] = config.routes.as_slice() else { panic!("{:?}", config.routes) };
-    assert_eq!((route.input.as_str(), route.qos), ("sensors/+/window", 1));
+    assert_eq!((route.input.as_str(), route.qos), ("sensors/+/window", 0));
 }
 
 #[test]

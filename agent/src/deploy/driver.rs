@@ -6,25 +6,23 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cloud_sync::contract::{Collect, Desired, Phase, ReportedModel, Transfer};
 use cloud_sync::digest::Digest;
 use cloud_sync::name::ModelName;
-use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::prove::{ProofError, prove};
+use super::jobs::{Found, Jobs, Loading, Outcome, Work, blocking};
+use super::state::{State, StateError};
 use super::{Deployment, Effect, Event, Target, step};
-use crate::durable;
-use crate::fetch::{FetchError, Fetcher};
+use crate::fetch::Fetcher;
 use crate::scorer::{Proven, Scorer};
 use crate::settings::Settings;
-use crate::vault::{Vault, VaultError};
+use crate::vault::{Vault, Verified};
 
-/// Pause before a fetch that failed for now is tried again.
+/// Pause before what failed for now is tried again.
 const RETRY: Duration = Duration::from_secs(15);
 
 /// Orders that may wait; the sender waits when they are used up.
@@ -70,121 +68,77 @@ pub struct Parts {
     pub state: PathBuf,
 }
 
-/// The state file can't be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    /// Reading or writing failed.
-    #[error("{doing} the deployments' state {path}: {source}", path = .path.display())]
-    Io {
-        /// What was being done.
-        doing: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-    /// The state can't be encoded.
-    #[error("encoding the deployments' state: {0}")]
-    Encode(serde_cbor::Error),
-}
-
 /// The one task that owns the deployments.
 pub struct Driver {
     parts: Parts,
     state: State,
-    work: BTreeMap<(ModelName, Work), AbortOnDropHandle<()>>,
+    /// Whether `state` is not yet on the disk: it was full, say.
+    unwritten: bool,
+    jobs: Jobs,
+    /// Bundles that have been verified and wait for their proof.
+    verified: BTreeMap<ModelName, Verified>,
     transfers: BTreeMap<ModelName, (Digest, Transfer)>,
-    outcomes: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
+    /// Whether everything that served before the start has been loaded again, or given up.
+    restored: bool,
     status: watch::Sender<Status>,
-    /// One proof at a time: two models that are loaded at once may need more memory than there is.
-    proofs: Arc<Semaphore>,
-}
-
-/// What a piece of work is for; a model has at most one of each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Work {
-    Target,
-    Restore,
-}
-
-/// All that has to survive.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-struct State {
-    revision: u64,
-    collect: Option<Collect>,
-    models: BTreeMap<ModelName, Deployment>,
-}
-
-/// What came of a piece of work.
-struct Outcome {
-    name: ModelName,
-    work: Work,
-    event: Event,
-    proven: Option<Proven>,
-    transfer: Option<Transfer>,
 }
 
 impl Driver {
-    /// Reads the state. A state that can't be decoded is set aside: the cloud says again what is wanted.
+    /// Reads the state. One that can't be decoded is set aside: the cloud says again what is wanted.
     pub fn open(parts: Parts) -> Result<(Self, watch::Receiver<Status>), StateError> {
-        let state = match std::fs::read(&parts.state) {
-            Ok(bytes) => serde_cbor::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::error!(path = %parts.state.display(), %error, "the deployments' state is damaged; starting anew");
-                State::default()
-            }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => State::default(),
-            Err(source) => {
-                return Err(StateError::Io { doing: "reading", path: parts.state.clone(), source });
-            }
-        };
+        let state = State::read(&parts.state)?;
         let (status, watcher) = watch::channel(Status::default());
-        // Each model has one piece of work at a time, so this many outcomes can't wait.
-        let outcomes = mpsc::channel(2 * cloud_sync::limits::MAX_MODELS);
-        let (work, transfers) = (BTreeMap::new(), BTreeMap::new());
-        let proofs = Arc::new(Semaphore::new(1));
-        Ok((Self { parts, state, work, transfers, outcomes, status, proofs }, watcher))
+        let driver = Self {
+            parts,
+            state,
+            unwritten: false,
+            jobs: Jobs::new(),
+            verified: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            restored: false,
+            status,
+        };
+        Ok((driver, watcher))
     }
 
     /// Follows orders until `stop`.
-    pub async fn run(
-        mut self,
-        mut orders: mpsc::Receiver<Order>,
-        stop: CancellationToken,
-    ) -> Result<(), StateError> {
-        let names: Vec<ModelName> = self.state.models.keys().cloned().collect();
-        for name in names {
-            self.handle(&name, Event::Restarted, None).await?;
+    pub async fn run(mut self, mut orders: mpsc::Receiver<Order>, stop: CancellationToken) {
+        self.keep();
+        for name in self.state.models.keys().cloned().collect::<Vec<_>>() {
+            self.handle(&name, Event::Restarted).await;
         }
-        self.publish();
+        let mut retry = tokio::time::interval(RETRY);
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                order = orders.recv() => match order {
-                    Some(order) => self.follow(order).await?,
-                    None => return Ok(()),
-                },
-                Some(outcome) = self.outcomes.1.recv() => {
-                    self.conclude(outcome).await?;
-                }
-            }
             self.publish();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                order = orders.recv() => match order {
+                    Some(order) => self.follow(order).await,
+                    None => break,
+                },
+                Some(outcome) = self.jobs.next() => self.conclude(outcome).await,
+                _ = retry.tick(), if self.unwritten => self.write().await,
+            }
         }
+        for deployment in self.state.models.values_mut() {
+            *deployment = step(deployment.clone(), Event::Stopping).0;
+        }
+        self.write().await;
     }
 
-    async fn follow(&mut self, order: Order) -> Result<(), StateError> {
+    async fn follow(&mut self, order: Order) {
         match order {
             Order::Desired(desired) if desired.revision <= self.state.revision => {
                 tracing::debug!(revision = desired.revision, "an old desired state is ignored");
             }
-            Order::Desired(desired) => self.desire(desired).await?,
+            Order::Desired(desired) => self.desire(&desired).await,
             Order::Rollback(name, answer) => {
                 let previous = self.state.models.get(&name).map(|deployment| deployment.previous.clone());
                 let result = match previous {
                     None => Err(format!("model {name} is not deployed here")),
                     Some(None) => Err(format!("model {name} has no version to roll back to")),
                     Some(Some(previous)) => {
-                        self.handle(&name, Event::Rollback, None).await?;
+                        self.handle(&name, Event::Rollback).await;
                         Ok(previous.version)
                     }
                 };
@@ -192,111 +146,140 @@ impl Driver {
             }
             Order::Collect(collect, answer) => {
                 self.state.collect = Some(collect);
-                self.write().await?;
+                self.write().await;
                 let _ = answer.send(());
             }
         }
-        Ok(())
     }
 
-    async fn desire(&mut self, desired: Desired) -> Result<(), StateError> {
+    /// Takes a desired state: all of it becomes durable at once, and only then does anything happen.
+    async fn desire(&mut self, desired: &Desired) {
         tracing::info!(revision = desired.revision, models = desired.models.len(), "new desired state");
-        let mut wanted: BTreeMap<ModelName, Target> = BTreeMap::new();
-        for model in &desired.models {
-            wanted.insert(model.name.clone(), Target::from(model));
-        }
+        let wanted: BTreeMap<ModelName, Target> =
+            desired.models.iter().map(|model| (model.name.clone(), Target::from(model))).collect();
         self.state.revision = desired.revision;
-        self.state.collect = Some(desired.collect);
+        self.state.collect = desired.collect.or(self.state.collect);
         let gone: Vec<ModelName> =
             self.state.models.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
-        for name in &gone {
-            self.state.models.remove(name);
-        }
-        self.write().await?;
+        let mut effects: Vec<(ModelName, Vec<Effect>)> = Vec::new();
         for name in gone {
-            self.work.retain(|(model, _), _| *model != name);
+            self.state.models.remove(&name);
             self.transfers.remove(&name);
-            self.unload(&name).await;
-            self.collect().await;
+            self.jobs.abandon_all(&name);
+            effects.push((name, vec![Effect::Unload, Effect::Collect]));
         }
         for (name, target) in wanted {
-            if self.state.models.contains_key(&name) {
-                self.handle(&name, Event::Desired(target), None).await?;
-            } else {
-                let (deployment, effects) = Deployment::new(target);
-                self.state.models.insert(name.clone(), deployment);
-                self.write().await?;
-                self.perform(&name, effects).await;
-            }
+            let (next, more) = match self.state.models.get(&name) {
+                Some(deployment) => step(deployment.clone(), Event::Desired(target)),
+                None => Deployment::new(target),
+            };
+            self.state.models.insert(name.clone(), next);
+            effects.push((name, more));
         }
-        Ok(())
+        self.write().await;
+        for (name, effects) in effects {
+            self.perform(&name, effects, Duration::ZERO, None).await;
+        }
     }
 
-    async fn conclude(&mut self, outcome: Outcome) -> Result<(), StateError> {
-        let Outcome { name, work, event, proven, transfer } = outcome;
-        self.work.remove(&(name.clone(), work));
-        if let (Event::Fetched(digest), Some(transfer)) = (&event, transfer) {
-            self.transfers.insert(name.clone(), (*digest, transfer));
+    async fn conclude(&mut self, outcome: Outcome) {
+        let Outcome { name, event, found } = outcome;
+        match (&event, found) {
+            (Event::Fetched(digest), Found::Transfer(transfer)) => {
+                self.transfers.insert(name.clone(), (*digest, transfer));
+                self.handle(&name, event).await;
+            }
+            (Event::Verified(_), Found::Verified(bundle)) => {
+                self.verified.insert(name.clone(), *bundle);
+                self.handle(&name, event).await;
+            }
+            (_, Found::Turn(permit)) => self.take_turn(&name, event, permit).await,
+            (_, Found::Proven(proven, proof_ms)) => {
+                if let Some((of, transfer)) = self.transfers.get_mut(&name)
+                    && *of == proven.facts.digest
+                {
+                    transfer.proof_ms = proof_ms;
+                }
+                self.install(&name, event, *proven).await;
+            }
+            _ => self.handle(&name, event).await,
         }
-        if let (Event::Proved(digest), Some(transfer)) = (&event, transfer)
-            && let Some((of, known)) = self.transfers.get_mut(&name)
-            && of == digest
-        {
-            known.proof_ms = transfer.proof_ms;
-        }
-        self.handle(&name, event, proven).await
     }
 
     /// One step: decide, write, do.
-    async fn handle(
-        &mut self,
-        name: &ModelName,
-        event: Event,
-        proven: Option<Proven>,
-    ) -> Result<(), StateError> {
-        let Some(before) = self.state.models.get(name).cloned() else { return Ok(()) };
-        let retry = match &event {
-            Event::FetchStalled(digest, _) => before.expects(Phase::Fetching, *digest),
-            _ => false,
-        };
-        let restored = match &event {
-            Event::Restored(digest) => before.active.as_ref().is_some_and(|active| active.digest == *digest),
-            _ => false,
-        };
+    async fn handle(&mut self, name: &ModelName, event: Event) {
+        // What has stalled is tried again, but not at once.
+        let stalled = matches!(event, Event::Stalled(..) | Event::RestoreStalled(..));
+        let pause = if stalled { RETRY } else { Duration::ZERO };
+        let Some(effects) = self.decide(name, event) else { return };
+        self.write().await;
+        self.perform(name, effects, pause, None).await;
+    }
+
+    /// A model's turn to be loaded: what is remembered now is what a crash will be judged by.
+    async fn take_turn(&mut self, name: &ModelName, event: Event, permit: OwnedSemaphorePermit) {
+        let Some(before) = self.state.models.get(name).cloned() else { return };
+        let Some(effects) = self.decide(name, event) else { return };
+        self.write().await;
+        if self.unwritten && effects.iter().any(|effect| matches!(effect, Effect::Prove(_))) {
+            // Without the record a model that kills the agent would do so for ever.
+            let digest = before.target.digest;
+            self.state.models.insert(name.clone(), before);
+            self.handle(name, Event::Stalled(digest, "the device's disk can't be written".to_owned())).await;
+            return;
+        }
+        self.perform(name, effects, Duration::ZERO, Some(permit)).await;
+    }
+
+    /// A version is loaded and proven: it serves, if it is still wanted.
+    async fn install(&mut self, name: &ModelName, event: Event, proven: Proven) {
+        let digest = proven.facts.digest;
+        let is_wanted = self.state.models.get(name).is_some_and(|state| match &event {
+            Event::Proved(_) => state.expects(Phase::Proving, digest),
+            _ => state.serves(digest),
+        });
+        let Some(effects) = self.decide(name, event) else { return };
+        self.write().await;
+        if is_wanted {
+            self.swap(name, proven).await;
+        }
+        self.perform(name, effects, Duration::ZERO, None).await;
+    }
+
+    fn decide(&mut self, name: &ModelName, event: Event) -> Option<Vec<Effect>> {
+        let before = self.state.models.get(name)?.clone();
         let (after, effects) = step(before.clone(), event);
         if after.phase != before.phase || after.why != before.why {
             let why = after.why.as_deref().unwrap_or_default();
             tracing::info!(model = %name, version = after.target.version, phase = ?after.phase, why, "deployment");
         }
-        let changed = after != before;
-        let target = after.target.clone();
+        self.unwritten |= after != before;
         self.state.models.insert(name.clone(), after);
-        if changed {
-            self.write().await?;
-        }
-        match proven {
-            Some(proven) if restored || effects.iter().any(|effect| matches!(effect, Effect::Swap(_))) => {
-                self.swap(name, proven).await;
-            }
-            // A proof that came too late: its model is dropped.
-            _ => {}
-        }
-        self.perform(name, effects).await;
-        if retry {
-            self.fetch(name, target, RETRY);
-        }
-        Ok(())
+        Some(effects)
     }
 
-    async fn perform(&mut self, name: &ModelName, effects: Vec<Effect>) {
+    async fn perform(
+        &mut self,
+        name: &ModelName,
+        effects: Vec<Effect>,
+        pause: Duration,
+        mut permit: Option<OwnedSemaphorePermit>,
+    ) {
+        self.keep();
         for effect in effects {
             match effect {
-                Effect::Abandon => drop(self.work.remove(&(name.clone(), Work::Target))),
-                Effect::Fetch(target) => self.fetch(name, target, Duration::ZERO),
-                Effect::Verify(target) => self.verify(name, target),
-                Effect::Prove(target) => self.prove(name, target, Work::Target),
-                Effect::Restore(target) => self.prove(name, target, Work::Restore),
-                // Done by `handle`, which holds the proven model.
+                Effect::Abandon => self.jobs.abandon(name, Work::Target),
+                Effect::Fetch(target) => {
+                    self.jobs.fetch(name, &target, pause, self.parts.fetcher.clone());
+                }
+                Effect::Verify(target) => {
+                    self.jobs.verify(name, &target, pause, self.parts.vault.clone());
+                }
+                Effect::AwaitProof(target) => self.jobs.await_turn(name, &target, pause, Work::Target),
+                Effect::AwaitRestore(target) => self.jobs.await_turn(name, &target, pause, Work::Restore),
+                Effect::Prove(target) => self.load(name, target, Work::Target, permit.take()),
+                Effect::Restore(target) => self.load(name, target, Work::Restore, permit.take()),
+                // Done by `install`, which holds the proven model.
                 Effect::Swap(_) => {}
                 Effect::Unload => self.unload(name).await,
                 Effect::Collect => self.collect().await,
@@ -304,76 +287,18 @@ impl Driver {
         }
     }
 
-    fn fetch(&mut self, name: &ModelName, target: Target, pause: Duration) {
-        let fetcher = self.parts.fetcher.clone();
-        let kept: Vec<Digest> = self.state.models.values().flat_map(Deployment::kept).collect();
-        self.spawn(name, Work::Target, async move {
-            tokio::time::sleep(pause).await;
-            match fetcher.fetch(target.digest, target.size, kept).await {
-                Ok(transfer) => (Event::Fetched(target.digest), None, Some(transfer)),
-                Err(FetchError::Later(why)) => (Event::FetchStalled(target.digest, why), None, None),
-                Err(FetchError::Never(why)) => (Event::FetchRefused(target.digest, why), None, None),
-            }
-        });
-    }
-
-    fn verify(&mut self, name: &ModelName, target: Target) {
-        let vault = self.parts.vault.clone();
-        let digest = target.digest;
-        self.spawn(name, Work::Target, async move {
-            let event = match blocking(move || vault.verify(&digest).map(drop)).await {
-                Ok(Ok(())) => Event::Verified(digest),
-                Ok(Err(VaultError::Bundle(error))) => Event::Unusable(digest, error.to_string()),
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "a bundle is not whole; fetching what is missing");
-                    Event::Incomplete(digest)
-                }
-                Err(why) => Event::Unusable(digest, why),
-            };
-            (event, None, None)
-        });
-    }
-
-    fn prove(&mut self, name: &ModelName, target: Target, work: Work) {
-        let (vault, model) = (self.parts.vault.clone(), name.clone());
-        let (settings, onnxruntime) =
-            (self.parts.settings.with(&target.settings), self.parts.onnxruntime.clone());
-        let (digest, version, proofs) = (target.digest, target.version, self.proofs.clone());
-        self.spawn(name, work, async move {
-            let _permit = proofs.acquire_owned().await;
-            let begun = Instant::now();
-            let result = blocking(move || {
-                let settings = settings.map_err(|error| Failure::Final(error.to_string()))?;
-                // Hashed again: between the phases there may have been years and a worn-out disk.
-                let verified = vault.verify(&digest).map_err(Failure::from)?;
-                prove(&verified, &model, version, &settings, onnxruntime).map_err(Failure::from)
-            })
-            .await;
-            let proof_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let transfer = Some(Transfer { proof_ms, ..Transfer::default() });
-            match (work, result.unwrap_or_else(|why| Err(Failure::Final(why)))) {
-                (Work::Target, Ok(proven)) => (Event::Proved(digest), Some(proven), transfer),
-                (Work::Target, Err(failure)) => (Event::ProofFailed(digest, failure.to_string()), None, None),
-                (Work::Restore, Ok(proven)) => (Event::Restored(digest), Some(proven), None),
-                (Work::Restore, Err(Failure::Incomplete)) => (Event::RestoreIncomplete(digest), None, None),
-                (Work::Restore, Err(failure)) => {
-                    (Event::RestoreFailed(digest, failure.to_string()), None, None)
-                }
-            }
-        });
-    }
-
-    /// Starts a piece of work; the one before it of the same kind is stopped.
-    fn spawn<F>(&mut self, name: &ModelName, work: Work, job: F)
-    where
-        F: Future<Output = (Event, Option<Proven>, Option<Transfer>)> + Send + 'static,
-    {
-        let (outcomes, of) = (self.outcomes.0.clone(), name.clone());
-        let task = tokio::spawn(async move {
-            let (event, proven, transfer) = job.await;
-            let _ = outcomes.send(Outcome { name: of, work, event, proven, transfer }).await;
-        });
-        self.work.insert((name.clone(), work), AbortOnDropHandle::new(task));
+    fn load(&mut self, name: &ModelName, target: Target, work: Work, permit: Option<OwnedSemaphorePermit>) {
+        let verified = self.verified.remove(name).filter(|bundle| bundle.digest() == target.digest);
+        let loading = Loading {
+            name: name.clone(),
+            settings: self.parts.settings.with(&target.settings),
+            target,
+            vault: self.parts.vault.clone(),
+            verified,
+            onnxruntime: self.parts.onnxruntime.clone(),
+            permit,
+        };
+        self.jobs.load(loading, work);
     }
 
     async fn swap(&mut self, name: &ModelName, proven: Proven) {
@@ -384,7 +309,8 @@ impl Driver {
                 if let Some((of, transfer)) = self.transfers.get_mut(name)
                     && *of == digest
                 {
-                    transfer.swap_us = u64::try_from(swapped.as_micros()).unwrap_or(u64::MAX);
+                    // At least 1: 0 would read as "not yet".
+                    transfer.swap_us = u64::try_from(swapped.as_micros()).unwrap_or(u64::MAX).max(1);
                 }
             }
             Ok(Err(error)) => tracing::error!(model = %name, %error, "the workers could not be started"),
@@ -399,31 +325,39 @@ impl Driver {
         }
     }
 
+    /// Tells the vault what is in use.
+    fn keep(&self) {
+        self.parts.vault.keep(self.state.models.values().flat_map(Deployment::kept).collect());
+    }
+
     async fn collect(&self) {
         let vault = self.parts.vault.clone();
-        let kept: Vec<Digest> = self.state.models.values().flat_map(Deployment::kept).collect();
-        match blocking(move || vault.collect(&kept)).await {
+        match blocking(move || vault.collect()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "what is in no use could not be removed"),
             Err(error) => tracing::error!(error, "collecting failed"),
         }
     }
 
-    async fn write(&self) -> Result<(), StateError> {
-        let bytes = serde_cbor::to_vec(&self.state).map_err(StateError::Encode)?;
-        let path = self.parts.state.clone();
-        let written = blocking(move || durable::replace(&path, &bytes)).await;
-        let error = |source| StateError::Io { doing: "writing", path: self.parts.state.clone(), source };
-        written.map_err(std::io::Error::other).map_err(error)?.map_err(error)
+    /// Writes the state. Where that fails, what serves goes on, and it is tried again.
+    async fn write(&mut self) {
+        let (path, state) = (self.parts.state.clone(), self.state.clone());
+        let written = blocking(move || state.write(&path)).await.unwrap_or_else(|why| Err(std::io::Error::other(why)));
+        self.unwritten = written.is_err();
+        if let Err(error) = written {
+            let path = self.parts.state.display();
+            tracing::error!(%path, %error, retry_in = ?RETRY, "the deployments' state could not be written");
+        }
     }
 
-    fn publish(&self) {
-        let restoring = self.work.keys().any(|(_, work)| *work == Work::Restore);
+    fn publish(&mut self) {
+        // Once all is loaded it stays so: a later rollback has a version that serves meanwhile.
+        self.restored |= !self.jobs.is_restoring();
         let status = Status {
             revision: self.state.revision,
             collect: self.state.collect,
             models: self.state.models.iter().map(|(name, state)| self.describe(name, state)).collect(),
-            restored: !restoring,
+            restored: self.restored,
         };
         self.status.send_if_modified(|known| {
             let changed = *known != status;
@@ -454,36 +388,4 @@ impl Driver {
             transfer,
         }
     }
-}
-
-/// Why a version could not be proven, as far as the driver acts differently.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("its bytes are not whole")]
-    Incomplete,
-    #[error("{0}")]
-    Final(String),
-}
-
-impl From<VaultError> for Failure {
-    fn from(error: VaultError) -> Self {
-        match error {
-            VaultError::Incomplete(..) => Self::Incomplete,
-            error => Self::Final(error.to_string()),
-        }
-    }
-}
-
-impl From<ProofError> for Failure {
-    fn from(error: ProofError) -> Self {
-        match error {
-            ProofError::Bundle(error) => error.into(),
-            error => Self::Final(error.to_string()),
-        }
-    }
-}
-
-/// Runs blocking work off the network's threads; a panic in it is an error.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
 }

@@ -6,7 +6,7 @@ use super::*;
 
 fn target(version: u64) -> Target {
     let digest = Digest::of(&version.to_le_bytes());
-    Target { version, digest, size: 10, settings: ModelSettings::default() }
+    Target { version, digest, size: 10, settings: ModelSettings::default(), deployment: version }
 }
 
 fn walk(mut state: Deployment, events: Vec<Event>) -> (Deployment, Vec<Effect>) {
@@ -31,6 +31,7 @@ fn serving(version: u64, before: Option<u64>) -> Deployment {
             Event::Desired(target(version)),
             Event::Fetched(digest(version)),
             Event::Verified(digest(version)),
+            Event::ProofTurn(digest(version)),
             Event::Proved(digest(version)),
         ];
         state = walk(state, events).0;
@@ -45,6 +46,8 @@ fn a_version_goes_live_by_way_of_its_proof() {
     let (state, effects) = step(state, Event::Fetched(digest(1)));
     assert_eq!((state.phase, &effects[..]), (Phase::Verifying, &[Effect::Verify(target(1))][..]));
     let (state, effects) = step(state, Event::Verified(digest(1)));
+    assert_eq!((state.phase, &effects[..]), (Phase::Verifying, &[Effect::AwaitProof(target(1))][..]));
+    let (state, effects) = step(state, Event::ProofTurn(digest(1)));
     assert_eq!((state.phase, &effects[..]), (Phase::Proving, &[Effect::Prove(target(1))][..]));
     let (state, effects) = step(state, Event::Proved(digest(1)));
     assert_eq!(effects, [Effect::Swap(target(1)), Effect::Collect]);
@@ -56,14 +59,71 @@ fn the_version_before_is_kept_and_can_be_had_back() {
     let state = serving(2, Some(1));
     assert_eq!(state.previous, Some(target(1)));
     let (state, effects) = step(state, Event::Rollback);
-    assert_eq!(effects, [Effect::Abandon, Effect::Restore(target(1)), Effect::Collect]);
-    assert_eq!(
-        (state.phase, state.active.clone(), state.previous.clone()),
-        (Phase::RolledBack, Some(target(1)), None)
-    );
+    assert_eq!(effects, [Effect::Abandon, Effect::AwaitRestore(target(1)), Effect::Collect]);
+    assert_eq!((state.phase, &state.active, &state.previous), (Phase::RolledBack, &Some(target(1)), &Some(target(2))));
     let (state, effects) = step(state, Event::Desired(target(2)));
     assert!(effects.is_empty(), "the same wish again does not bring the version back");
-    assert!(step(state, Event::Rollback).1.is_empty(), "there is nothing left to roll back to");
+    let again = Target { deployment: 9, ..target(2) };
+    assert_eq!(step(state, Event::Desired(again.clone())).1, [Effect::Abandon, Effect::Fetch(again)], "a new one does");
+    assert!(step(serving(1, None), Event::Rollback).1.is_empty(), "there is nothing to roll back to");
+}
+
+#[test]
+fn a_rollback_that_fails_goes_back_to_what_served() {
+    let state = step(serving(2, Some(1)), Event::Rollback).0;
+    let (state, effects) = step(state, Event::RestoreFailed(digest(1), "no memory".into()));
+    assert_eq!(effects, [Effect::AwaitRestore(target(2)), Effect::Collect]);
+    assert_eq!((state.phase, state.active), (Phase::Active, Some(target(2))));
+}
+
+#[test]
+fn a_rejected_version_is_tried_again_when_it_is_deployed_again() {
+    let events = vec![
+        Event::Fetched(digest(1)),
+        Event::Verified(digest(1)),
+        Event::ProofTurn(digest(1)),
+        Event::ProofFailed(digest(1), "no".into()),
+    ];
+    let state = walk(Deployment::new(target(1)).0, events).0;
+    assert!(step(state.clone(), Event::Desired(target(1))).1.is_empty());
+    let again = Target { deployment: 2, ..target(1) };
+    let (state, effects) = step(state, Event::Desired(again.clone()));
+    assert_eq!((state.phase, &effects[..]), (Phase::Fetching, &[Effect::Abandon, Effect::Fetch(again)][..]));
+}
+
+#[test]
+fn an_orderly_stop_is_no_crash() {
+    let events =
+        vec![Event::Fetched(digest(1)), Event::Verified(digest(1)), Event::ProofTurn(digest(1)), Event::Stopping];
+    let state = walk(Deployment::new(target(1)).0, events).0;
+    assert_eq!(step(state, Event::Restarted).1, [Effect::Verify(target(1))]);
+
+    let mut state = serving(1, None);
+    for _ in 0..2 * MAX_RESTORES {
+        let (next, effects) = walk(state, vec![Event::Stopping, Event::Restarted]);
+        assert_eq!(effects, [Effect::AwaitRestore(target(1))]);
+        state = step(next, Event::RestoreTurn(digest(1))).0;
+    }
+}
+
+#[test]
+fn a_model_does_not_pay_for_its_neighbour() {
+    let mut state = serving(1, None);
+    for _ in 0..2 * MAX_RESTORES {
+        let (next, effects) = step(state, Event::Restarted);
+        assert_eq!(effects, [Effect::AwaitRestore(target(1))], "its turn never came");
+        state = next;
+    }
+}
+
+#[test]
+fn a_disk_that_does_not_answer_rejects_nothing() {
+    let events = vec![Event::Fetched(digest(1)), Event::Stalled(digest(1), "input/output error".into())];
+    let (state, effects) = walk(Deployment::new(target(1)).0, events);
+    assert_eq!((state.phase, &effects[..]), (Phase::Verifying, &[Effect::Verify(target(1))][..]));
+    let (state, effects) = step(serving(1, None), Event::RestoreStalled(digest(1), "input/output error".into()));
+    assert_eq!(effects, [Effect::AwaitRestore(target(1))]);
+    assert_eq!(state.active, Some(target(1)));
 }
 
 #[test]
@@ -73,6 +133,7 @@ fn a_failed_proof_leaves_the_serving_version_alone() {
         Event::Desired(target(2)),
         Event::Fetched(digest(2)),
         Event::Verified(digest(2)),
+        Event::ProofTurn(digest(2)),
         Event::ProofFailed(digest(2), "golden sample 0".into()),
     ];
     let (state, effects) = walk(state, events);
@@ -86,9 +147,14 @@ fn a_failed_proof_leaves_the_serving_version_alone() {
 #[test]
 fn a_death_while_proving_rejects_the_version() {
     let state = serving(1, None);
-    let events = vec![Event::Desired(target(2)), Event::Fetched(digest(2)), Event::Verified(digest(2))];
+    let events = vec![
+        Event::Desired(target(2)),
+        Event::Fetched(digest(2)),
+        Event::Verified(digest(2)),
+        Event::ProofTurn(digest(2)),
+    ];
     let (state, effects) = walk(walk(state, events).0, vec![Event::Restarted]);
-    assert_eq!(effects, [Effect::Restore(target(1)), Effect::Collect]);
+    assert_eq!(effects, [Effect::AwaitRestore(target(1)), Effect::Collect]);
     assert_eq!(state.phase, Phase::Rejected);
     assert!(state.why.unwrap().contains("died"));
 }
@@ -107,11 +173,13 @@ fn a_serving_version_that_kills_the_agent_is_given_up() {
     let mut state = serving(2, Some(1));
     for _ in 0..MAX_RESTORES {
         let (next, effects) = step(state, Event::Restarted);
+        assert_eq!(effects, [Effect::AwaitRestore(target(2))]);
+        let (next, effects) = step(next, Event::RestoreTurn(digest(2)));
         assert_eq!(effects, [Effect::Restore(target(2))]);
         state = next;
     }
     let (state, effects) = step(state, Event::Restarted);
-    assert_eq!(effects, [Effect::Restore(target(1)), Effect::Collect]);
+    assert_eq!(effects, [Effect::AwaitRestore(target(1)), Effect::Collect]);
     assert_eq!((state.phase, state.active), (Phase::RolledBack, Some(target(1))));
 }
 
@@ -149,11 +217,16 @@ fn any_event() -> impl Strategy<Value = Event> {
         version.clone().prop_map(|v| Event::Unusable(digest(v), "no".into())),
         version.clone().prop_map(|v| Event::Proved(digest(v))),
         version.clone().prop_map(|v| Event::ProofFailed(digest(v), "no".into())),
+        version.clone().prop_map(|v| Event::Stalled(digest(v), "later".into())),
+        version.clone().prop_map(|v| Event::ProofTurn(digest(v))),
+        version.clone().prop_map(|v| Event::RestoreTurn(digest(v))),
+        version.clone().prop_map(|v| Event::RestoreStalled(digest(v), "later".into())),
         version.clone().prop_map(|v| Event::Restored(digest(v))),
         version.clone().prop_map(|v| Event::RestoreFailed(digest(v), "no".into())),
         version.prop_map(|v| Event::RestoreIncomplete(digest(v))),
         Just(Event::Restarted),
         Just(Event::Rollback),
+        Just(Event::Stopping),
     ]
 }
 
@@ -172,7 +245,7 @@ proptest! {
             }
             for effect in &effects {
                 match effect {
-                    Effect::Swap(t) | Effect::Restore(t) => prop_assert!(proven.contains(&t.digest)),
+                    Effect::Swap(t) | Effect::Restore(t) | Effect::AwaitRestore(t) => prop_assert!(proven.contains(&t.digest)),
                     _ => {}
                 }
             }
@@ -184,7 +257,7 @@ proptest! {
             if entered(Phase::Fetching) {
                 prop_assert!(effects.contains(&Effect::Fetch(next.target.clone())));
             }
-            if entered(Phase::Verifying) {
+            if entered(Phase::Verifying) && event != Event::Stopping {
                 prop_assert!(effects.contains(&Effect::Verify(next.target.clone())));
             }
             if entered(Phase::Proving) {

@@ -118,8 +118,7 @@ impl Served {
 }
 
 fn settings(queue: u32) -> Settings {
-    let collect = cloud_sync::contract::Collect::default();
-    Settings { provider: engine::Provider::Tract, threads: 1, instances: 1, queue, collect }
+    Settings { provider: engine::Provider::Tract, threads: 1, instances: 1, queue, collect: None }
 }
 
 fn sample_directory() -> std::path::PathBuf {

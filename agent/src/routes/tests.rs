@@ -67,7 +67,7 @@ async fn broker() -> SocketAddr {
     };
     let v4 = Some(HashMap::from([("v4".to_owned(), server)]));
     let config = rumqttd::Config { router, v4, ..rumqttd::Config::default() };
-    std::thread::spawn(move || rumqttd::Broker::new(config).start());
+    std::thread::spawn(move || drop(rumqttd::Broker::new(config).start()));
     while TcpStream::connect(address).await.is_err() {
         tokio::task::yield_now().await;
     }
@@ -118,9 +118,8 @@ impl Client {
 
 fn service() -> Service {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../modules/samples/power-demand/2");
-    let collect = cloud_sync::contract::Collect::default();
     let settings =
-        Settings { provider: engine::Provider::Tract, threads: 1, instances: 1, queue: 4, collect };
+        Settings { provider: engine::Provider::Tract, threads: 1, instances: 1, queue: 4, collect: None };
     let bundle = Verified::local(&sample).unwrap();
     let proven = prove(&bundle, &"power-demand".parse().unwrap(), 2, &settings, None).unwrap();
     let scorer = Scorer::default();

@@ -1,7 +1,8 @@
 //! Bytes by name: chunks, manifests and files of rows. The only file that names the object store.
 //!
 //! Invariants:
-//! - When a write or a deletion has returned it is durable, and an object is never seen half-written.
+//! - When a write or a deletion has returned it is durable, save for the deletions of a sweep; an object is never seen
+//!   half-written.
 //! - Chunks and manifests are named by their digest, and are compared with it whenever they are read.
 
 use std::path::PathBuf;
@@ -90,10 +91,7 @@ impl Objects {
 
     /// Deletes an object; one that is not there is deleted already.
     pub async fn delete(&self, path: &str) -> Result<(), ObjectError> {
-        match self.store.delete(&Path::from(path)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(failed("deleting", path)(error)),
-        }
+        self.remove(path).await?;
         // The store syncs what it writes, not what it deletes.
         let directory =
             self.root.join(path).parent().map(ToOwned::to_owned).unwrap_or_else(|| self.root.clone());
@@ -129,7 +127,8 @@ impl Objects {
         }
     }
 
-    /// Deletes every chunk and manifest that `keep` does not want; returns how many.
+    /// Deletes every chunk and manifest that `keep` does not want; returns how many. A power cut may bring some back
+    /// until the next sweep, which does no harm and saves a sync for each.
     pub async fn sweep(&self, keep: impl Fn(Named) -> bool) -> Result<usize, ObjectError> {
         let mut swept = 0;
         for (prefix, named) in
@@ -141,12 +140,19 @@ impl Objects {
                 if let Some(digest) = digest
                     && !keep(named(digest))
                 {
-                    self.delete(object.location.as_ref()).await?;
+                    self.remove(object.location.as_ref()).await?;
                     swept += 1;
                 }
             }
         }
         Ok(swept)
+    }
+
+    async fn remove(&self, path: &str) -> Result<(), ObjectError> {
+        match self.store.delete(&Path::from(path)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(failed("deleting", path)(error)),
+        }
     }
 }
 

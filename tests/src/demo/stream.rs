@@ -1,9 +1,5 @@
 //! Sensor windows on their way to the agent, and predictions beside the truth.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,8 +8,9 @@ use cloud_sync::topic::Qos;
 use serde_json::{Value, json};
 
 use super::narrate::{bar, fact, row, thousands};
-use crate::data::{MODEL, Window};
-use crate::process::{Failure, wait_until};
+use crate::client::Client;
+use crate::data::Window;
+use crate::process::Failure;
 
 /// Where the demo's sensor publishes, and where its predictions come out.
 pub(super) const SENSOR: &str = "sensors/load";
@@ -133,111 +130,4 @@ pub(super) fn over_mqtt(broker: &str, windows: &[Window], version: u64) -> Resul
         score.accuracy() * 100.0
     ));
     Ok(score)
-}
-
-/// Requests that keep flowing while something else happens.
-pub(super) struct Background {
-    flowed: Arc<Mutex<Flowed>>,
-    count: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-/// What came of them.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Flowed {
-    pub(super) by_version: BTreeMap<u64, u64>,
-    pub(super) failed: u64,
-    pub(super) why: String,
-}
-
-impl Flowed {
-    pub(super) fn total(&self) -> u64 {
-        self.by_version.values().sum()
-    }
-}
-
-impl Background {
-    /// Two clients, each sending one window after the other.
-    pub(super) fn start(url: &str, windows: &[Window]) -> Self {
-        let (flowed, count, stop) = <(Arc<Mutex<Flowed>>, Arc<AtomicU64>, Arc<AtomicBool>)>::default();
-        let client = || {
-            let (flowed, count, stop) = (flowed.clone(), count.clone(), stop.clone());
-            let (client, windows) = (Client::new(url), windows.to_vec());
-            std::thread::spawn(move || {
-                for window in windows.iter().cycle() {
-                    if stop.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    let result = client.predict(window);
-                    let mut flowed = flowed.lock().unwrap_or_else(PoisonError::into_inner);
-                    match result {
-                        Ok((version, _)) => *flowed.by_version.entry(version).or_default() += 1,
-                        Err(why) => {
-                            flowed.failed += 1;
-                            flowed.why = why;
-                        }
-                    }
-                    count.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-        };
-        let threads = (0..2).map(|_| client()).collect();
-        Self { flowed, count, stop, threads }
-    }
-
-    /// Waits until this many requests have been answered.
-    pub(super) fn wait_for(&self, requests: u64) -> Result<(), Failure> {
-        wait_until(Duration::from_secs(30), || {
-            let count = self.count.load(Ordering::Relaxed);
-            if count >= requests { Ok(()) } else { Err(format!("only {count} requests were answered")) }
-        })
-    }
-
-    /// Waits until a version has answered this many requests.
-    pub(super) fn wait_for_version(&self, version: u64, requests: u64) -> Result<(), Failure> {
-        wait_until(Duration::from_secs(30), || {
-            let flowed = self.flowed.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = flowed.by_version.get(&version).copied().unwrap_or(0);
-            if count >= requests { Ok(()) } else { Err(format!("version {version} answered {count} times")) }
-        })
-    }
-
-    /// Ends the flow.
-    pub(super) fn stop(self) -> Result<Flowed, Failure> {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            thread.join().map_err(|_| "a client thread panicked".to_owned())?;
-        }
-        Ok(self.flowed.lock().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-}
-
-/// One client of the Open Inference Protocol with one connection that is kept.
-struct Client {
-    http: ureq::Agent,
-    url: String,
-}
-
-impl Client {
-    fn new(url: &str) -> Self {
-        Self { http: ureq::Agent::new_with_defaults(), url: format!("{url}/v2/models/{MODEL}/infer") }
-    }
-
-    /// The version that answered, and the class that it predicts.
-    fn predict(&self, window: &Window) -> Result<(u64, i64), Failure> {
-        let body = json!({"inputs": [{
-            "name": "load", "shape": [1, window.load.len()], "datatype": "FP32", "data": window.load,
-        }]});
-        let failed = |error: ureq::Error| format!("POST {}: {error}", self.url);
-        let request = self.http.post(&self.url).header("content-type", "application/json");
-        let mut response = request.send(body.to_string()).map_err(failed)?;
-        let text = response.body_mut().read_to_string().map_err(failed)?;
-        let answer: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
-        let version = answer["model_version"].as_str().and_then(|version| version.parse().ok());
-        let outputs = answer["outputs"].as_array().into_iter().flatten();
-        let label =
-            outputs.filter(|output| output["name"] == "label").find_map(|output| output["data"][0].as_i64());
-        version.zip(label).ok_or_else(|| format!("not an answer: {text}"))
-    }
 }

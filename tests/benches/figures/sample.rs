@@ -1,0 +1,55 @@
+//! The sample model that is measured, and the engines that run it here.
+
+use std::path::PathBuf;
+
+use e2e::data;
+use e2e::process::Failure;
+use engine::{LoadError, LoadOptions, Provider, Tensor, Tensors};
+
+/// The version of the sample that is measured.
+pub(crate) const VERSION: u64 = 2;
+
+/// Its bundle.
+pub(crate) fn bundle() -> PathBuf {
+    data::sample(Some(VERSION))
+}
+
+/// One window of the test split, as its input.
+pub(crate) fn inputs() -> Result<Tensors, Failure> {
+    let load = window()?;
+    let tensor = Tensor::from_vec(vec![1, load.len()], load).map_err(|error| error.to_string())?;
+    Ok([("load".to_owned(), tensor)].into_iter().collect())
+}
+
+/// One window of the test split, as the body of a request.
+pub(crate) fn request() -> Result<String, Failure> {
+    let load = window()?;
+    let input = serde_json::json!({
+        "name": "load", "shape": [1, load.len()], "datatype": "FP32", "data": load,
+    });
+    Ok(serde_json::json!({ "inputs": [input] }).to_string())
+}
+
+/// Both engines on the CPU with one thread each: what one core gives.
+pub(crate) fn engines() -> [LoadOptions; 2] {
+    let options = |provider| LoadOptions { provider, threads: 1, onnxruntime: library() };
+    [options(Provider::Tract), options(Provider::Cpu)]
+}
+
+/// The bare engine with the sample.
+pub(crate) fn load(options: &LoadOptions) -> Result<Result<engine::Loaded, LoadError>, Failure> {
+    let path = bundle().join("model.onnx");
+    let onnx = std::fs::read(&path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+    Ok(engine::load(&onnx, options))
+}
+
+/// Where `cross/onnxruntime` puts the library; without it the engine looks where it always does.
+fn library() -> Option<PathBuf> {
+    let folder = e2e::target_root().join("onnxruntime").join(std::env::consts::ARCH);
+    Some(folder.join("libonnxruntime.so")).filter(|library| library.exists())
+}
+
+fn window() -> Result<Vec<f32>, Failure> {
+    let window = data::test_split()?.into_iter().next();
+    Ok(window.ok_or("the test split is empty")?.load)
+}

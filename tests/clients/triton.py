@@ -1,0 +1,62 @@
+"""tritonclient[http] from PyPI against an agent: triton.py HOST:PORT MODEL TEST.csv"""
+
+import csv
+import sys
+
+import numpy
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+address, model, path = sys.argv[1:]
+with open(path, newline="") as file:
+    rows = list(csv.reader(file))[1:]
+truth = numpy.array([int(row[0]) for row in rows])
+windows = numpy.array([row[1:] for row in rows], dtype=numpy.float32)
+
+client = triton.InferenceServerClient(address)
+assert client.is_server_live() and client.is_server_ready() and client.is_model_ready(model)
+assert not client.is_model_ready("other")
+assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+about = client.get_model_metadata(model)
+assert about["inputs"] == [{"name": "load", "datatype": "FP32", "shape": [-1, 24]}], about
+version = about["versions"][0]
+
+
+def infer(windows, binary, **more):
+    load = triton.InferInput("load", list(windows.shape), "FP32")
+    load.set_data_from_numpy(windows, binary_data=binary)
+    names = ["label", "probabilities"]
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
+    answer = client.infer(model, [load], outputs=outputs, request_id="r-1", **more)
+    assert answer.get_response()["id"] == "r-1"
+    return [answer.as_numpy(name) for name in names]
+
+
+labels, probabilities = infer(windows, binary=True)
+assert labels.shape == (len(truth),) and probabilities.shape == (len(truth), 2)
+accuracy = (labels == truth).mean()
+assert accuracy > 0.95, f"accuracy {accuracy}, the sample's README says 0.9689"
+for other in (infer(windows, binary=False), infer(windows, True, model_version=version)):
+    assert (other[0] == labels).all() and numpy.allclose(other[1], probabilities, atol=1e-6)
+
+
+def refused(status, words, call):
+    try:
+        call()
+    except InferenceServerException as error:
+        assert error.status() == status and words in error.message(), (error.status(), error.message())
+    else:
+        raise AssertionError(f"not refused: {words}")
+
+
+def infer_as(name, array, kind):
+    load = triton.InferInput(name, list(array.shape), kind)
+    load.set_data_from_numpy(array)
+    client.infer(model, [load])
+
+
+refused("404", "other", lambda: client.get_model_metadata("other"))
+refused("404", "99", lambda: infer(windows[:1], True, model_version="99"))
+refused("400", "24", lambda: infer(windows[:, :23].copy(), True))
+refused("400", "FP32", lambda: infer_as("load", windows[:1].astype(numpy.float64), "FP64"))
+refused("400", "other", lambda: infer_as("other", windows[:1], "FP32"))

@@ -1,0 +1,101 @@
+//! Requests that keep flowing while something else happens.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::data::Window;
+use crate::process::{Failure, wait_until};
+
+/// Clients at the same time.
+const CLIENTS: usize = 2;
+
+/// How long answers may take to come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Clients that score one window after the other.
+pub struct Background {
+    flowed: Arc<Mutex<Flowed>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What came of the requests.
+#[derive(Debug, Clone, Default)]
+pub struct Flowed {
+    /// Answers by the version that gave them.
+    pub by_version: BTreeMap<u64, u64>,
+    /// Requests without an answer.
+    pub failed: u64,
+    /// Why the last of them failed.
+    pub why: String,
+}
+
+impl Flowed {
+    /// All answers.
+    pub fn total(&self) -> u64 {
+        self.by_version.values().sum()
+    }
+
+    /// Answers of one version.
+    pub fn of(&self, version: u64) -> u64 {
+        self.by_version.get(&version).copied().unwrap_or(0)
+    }
+}
+
+impl Background {
+    /// Starts to score `windows` over and over at the agent's `url`.
+    pub fn start(url: &str, windows: &[Window]) -> Self {
+        let (flowed, stop) = <(Arc<Mutex<Flowed>>, Arc<AtomicBool>)>::default();
+        let client = || {
+            let (flowed, stop) = (flowed.clone(), stop.clone());
+            let (client, windows) = (Client::new(url), windows.to_vec());
+            std::thread::spawn(move || {
+                for window in windows.iter().cycle() {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let result = client.predict(window);
+                    let mut flowed = lock(&flowed);
+                    match result {
+                        Ok((version, _)) => *flowed.by_version.entry(version).or_default() += 1,
+                        Err(why) => {
+                            flowed.failed += 1;
+                            flowed.why = why;
+                        }
+                    }
+                }
+            })
+        };
+        let threads = (0..CLIENTS).map(|_| client()).collect();
+        Self { flowed, stop, threads }
+    }
+
+    /// Waits until a version has answered this many requests.
+    pub fn wait_for(&self, version: u64, requests: u64) -> Result<(), Failure> {
+        wait_until(PATIENCE, || {
+            let flowed = lock(&self.flowed).clone();
+            if flowed.of(version) >= requests {
+                Ok(())
+            } else {
+                Err(format!("version {version} has not answered {requests} times yet: {flowed:?}"))
+            }
+        })
+    }
+
+    /// Ends the flow.
+    pub fn stop(self) -> Result<Flowed, Failure> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().map_err(|_| "a client's thread panicked".to_owned())?;
+        }
+        Ok(lock(&self.flowed).clone())
+    }
+}
+
+fn lock(flowed: &Mutex<Flowed>) -> MutexGuard<'_, Flowed> {
+    flowed.lock().unwrap_or_else(PoisonError::into_inner)
+}

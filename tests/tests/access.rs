@@ -1,0 +1,61 @@
+//! Who may come in: nobody from elsewhere without a token, and with one only those who show it.
+
+use std::process::Output;
+use std::time::Duration;
+
+use e2e::client::Client;
+use e2e::files;
+use e2e::process::{Cloud, Failure, Process, run_agent};
+
+#[test]
+fn a_registry_that_others_can_reach_needs_a_token() -> Result<(), Failure> {
+    let directory = e2e::fresh_directory("e2e/access-open")?;
+    let data = directory.join("cloud").display().to_string();
+    let log = directory.join("serve.log");
+    let arguments = ["serve", "--data", &data, "--http", "0.0.0.0:0", "--mqtt-listen", "127.0.0.1:0"];
+    let mut refused = Process::start("edgewise", arguments, &[], &log)?;
+    assert_eq!(refused.wait(Duration::from_secs(30)), Some(2));
+    assert!(refused.log_tail().contains("--token-file"), "{}", refused.log_tail());
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_others_can_reach_has_to_be_told_so() -> Result<(), Failure> {
+    let data = e2e::fresh_directory("e2e/access-agent")?.display().to_string();
+    let bundle = e2e::data::sample(Some(1)).display().to_string();
+    let output = run_agent(&["run", "--local", &bundle, "--data", &data, "--http", "0.0.0.0:0"])?;
+    assert_eq!(output.status.code(), Some(78));
+    assert!(error(&output).contains("http.insecure_remote"), "{}", error(&output));
+    let output =
+        run_agent(&["run", "--cloud", "mqtt://192.0.2.1", "--data", &data, "--http", "127.0.0.1:0"])?;
+    assert_eq!(output.status.code(), Some(78));
+    assert!(error(&output).contains("mqtts"), "{}", error(&output));
+    Ok(())
+}
+
+#[test]
+fn with_a_token_only_those_who_show_it_are_answered() -> Result<(), Failure> {
+    let directory = e2e::fresh_directory("e2e/access-token")?;
+    let (secret, file) = ("correct-horse-battery-staple", directory.join("token"));
+    files::write(&file, format!("{secret}\n"))?;
+    let file = file.display().to_string();
+    let cloud = Cloud::start(&directory.join("cloud"), 0, 0, &["--token-file", &file])?;
+    let api = Client::new(&cloud.http);
+    let get = |token: &str| api.send("GET", "/api/models", &[("authorization", token)], &[]);
+    let refused = api.get("/api/models")?;
+    assert_eq!((refused.status, refused.header("content-type")), (401, "application/problem+json"));
+    assert_eq!(get("Bearer another-horse-battery")?.status, 401);
+    assert_eq!(get(&format!("Bearer {secret}"))?.status, 200);
+
+    let output = cloud.edgewise(&["model", "list"])?;
+    assert!(!output.status.success());
+    assert!(error(&output).contains("EDGEWISE_TOKEN"), "{}", error(&output));
+    cloud.text(&["model", "list", "--token", secret])?;
+    let log = files::read(&directory.join("cloud/serve.log"))?;
+    assert!(!log.contains(secret), "the token is in the log");
+    Ok(())
+}
+
+fn error(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod files;
 pub mod flow;
 pub mod mosquitto;
+pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod python;

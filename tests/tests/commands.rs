@@ -64,9 +64,8 @@ fn what_is_not_collected_leaves_no_row() -> Result<(), Failure> {
     site.bring(1)?;
     let score = |prefix: &str| {
         let client = site.client();
-        let ids = windows.iter().enumerate().map(|(index, window)| (window, format!("{prefix}-{index}")));
-        ids.map(|(window, id)| client.predict_as(window, Some(&id)).map(drop))
-            .collect::<Result<(), Failure>>()
+        let mut ids = windows.iter().enumerate().map(|(index, window)| (window, format!("{prefix}-{index}")));
+        ids.try_for_each(|(window, id)| client.predict_as(window, Some(&id)).map(drop))
     };
     run(&site, &["collect", "--arg", "enabled=off"])?;
     score("off")?;

@@ -1,23 +1,16 @@
 //! A hostile or broken peer on the broker: nothing it says is believed, and what is right still arrives.
 
-use std::collections::VecDeque;
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
-
-use bytes::Bytes;
 use cloud_sync::bundle::Bundle;
-use cloud_sync::contract::{Chunk, Fetch, Want, decode, encode};
+use cloud_sync::contract::{Fetch, Want, encode};
 use cloud_sync::digest::Digest;
 use cloud_sync::limits::{MAX_MESSAGE_BYTES, MAX_PACKET_BYTES};
-use cloud_sync::session::{self, Event, Incoming, Options, Outgoing, Sender, TlsFiles};
-use cloud_sync::topic::{Kind, Qos, Root};
+use cloud_sync::topic::Kind;
+use e2e::client::Client;
 use e2e::data::{self, MODEL};
 use e2e::flow::Background;
-use e2e::process::Failure;
+use e2e::peer::{self, Peer};
+use e2e::process::{Failure, wait_until};
 use e2e::site::{DEVICE, PATIENCE, Site, start_cloud};
-use serde_bytes::ByteBuf;
-use tokio::sync::mpsc;
 
 #[test]
 fn a_pull_ends_well_though_a_peer_answers_with_other_bytes() -> Result<(), Failure> {
@@ -29,10 +22,11 @@ fn a_pull_ends_well_though_a_peer_answers_with_other_bytes() -> Result<(), Failu
     // The desired state stays with the broker while cloud and device are away, so that the peer's answers are the only
     // ones that the device gets.
     assert_eq!(site.agent.process.terminate()?, 0);
-    site.cloud.text(&["deploy", &format!("{MODEL}:2"), "--device", DEVICE])?;
-    site.cloud.process.kill();
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     let mut peer = runtime.block_on(Peer::connect(&site.broker.url))?;
+    site.cloud.text(&["deploy", &format!("{MODEL}:2"), "--device", DEVICE])?;
+    runtime.block_on(peer.desired(2))?;
+    site.cloud.process.kill();
     site.restart_agent()?;
     let flow = Background::start(&site.agent.http, &data::test_split()?);
     runtime.block_on(peer.answer_wrongly(bundle.digest(), bundle.encoded_manifest()))?;
@@ -68,19 +62,26 @@ fn garbage_on_every_topic_is_counted_and_disturbs_nothing() -> Result<(), Failur
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     runtime.block_on(async {
         let peer = Peer::connect(&site.broker.url).await?;
-        for kind in [Kind::Desired, Kind::Chunk, Kind::Receipt, Kind::Command] {
+        for kind in Kind::ALL {
             for body in &bodies {
                 peer.publish(kind, body.clone()).await?;
             }
         }
         Ok::<_, Failure>(())
     })?;
-    let garbage = 4 * bodies.len() as u64;
-    site.wait_for_metric("edgewise_link_refused_total", |refused| refused >= before + garbage)?;
+    // Of the nine kinds of message four are for the device and five for the cloud, to which an empty presence or report
+    // is one that was cleared.
+    let (to_device, to_cloud) = (4 * bodies.len() as u64, 5 * bodies.len() as u64 - 2);
+    site.wait_for_metric("edgewise_link_refused_total", |refused| refused == before + to_device)?;
+    let cloud = Client::new(&site.cloud.http);
+    wait_until(PATIENCE, || match cloud.metric("edgewise_messages_malformed_total")? {
+        malformed if malformed == to_cloud => Ok(()),
+        malformed => Err(format!("the cloud counts {malformed} malformed messages, not {to_cloud}")),
+    })?;
 
     // What no client of ours sends: a message beyond what is read at all.
     let connects = site.client().metric("edgewise_link_connects_total")?;
-    publish_raw(&site.broker.url, &topic(Kind::Chunk), &vec![0; MAX_PACKET_BYTES + 1])?;
+    peer::publish_raw(&site.broker.url, Kind::Chunk, &vec![0; MAX_PACKET_BYTES + 1])?;
     site.wait_for_metric("edgewise_link_connects_total", |now| now > connects)?;
 
     site.bring(2)?;
@@ -90,105 +91,4 @@ fn garbage_on_every_topic_is_counted_and_disturbs_nothing() -> Result<(), Failur
     let ledger = site.flush()?;
     assert!(e2e::site::adds_up(&ledger) && ledger["uploaded"] == flowed.total(), "{ledger}");
     Ok(())
-}
-
-/// Somebody on the broker who hears what the device asks for.
-struct Peer {
-    sender: Sender,
-    events: mpsc::Receiver<Event>,
-}
-
-impl Peer {
-    async fn connect(broker: &str) -> Result<Self, Failure> {
-        let options = Options {
-            broker: broker.parse().map_err(|error| format!("{error}"))?,
-            client_id: "peer".to_owned(),
-            credentials: None,
-            tls: TlsFiles::default(),
-            keep_alive: Duration::from_secs(30),
-            subscriptions: vec![(topic(Kind::Fetch), Qos::AtMostOnce)],
-            last_will: None,
-        };
-        let (sender, events, driver) = session::open(options).map_err(|error| error.to_string())?;
-        tokio::spawn(driver.run(tokio_util::sync::CancellationToken::new()));
-        let mut peer = Self { sender, events };
-        while !matches!(peer.event().await?, Event::Connected) {}
-        Ok(peer)
-    }
-
-    /// Gives the manifest as it is, and to each other want one wrong answer; ends when the device has asked for
-    /// everything that it got wrong again.
-    async fn answer_wrongly(&mut self, bundle: Digest, manifest: &[u8]) -> Result<(), Failure> {
-        let mut wrong = VecDeque::new();
-        loop {
-            for want in self.wants().await? {
-                let piece = |bytes: Vec<u8>, total: usize| Chunk {
-                    digest: want.digest,
-                    offset: want.offset,
-                    total: total as u64,
-                    bytes: ByteBuf::from(bytes),
-                };
-                let chunk = if want.digest == bundle {
-                    piece(manifest.to_vec(), manifest.len())
-                } else if wrong.contains(&want) {
-                    return Ok(());
-                } else {
-                    wrong.push_back(want);
-                    match wrong.len() % 3 {
-                        0 => piece(b"other bytes".to_vec(), 11),
-                        1 => piece(vec![0; 64 * 1024], 64 * 1024),
-                        _ => piece(Vec::new(), usize::MAX),
-                    }
-                };
-                self.publish(Kind::Chunk, encode(&chunk).map_err(|error| error.to_string())?).await?;
-            }
-        }
-    }
-
-    async fn wants(&mut self) -> Result<Vec<Want>, Failure> {
-        loop {
-            if let Event::Message(Incoming { body, .. }) = self.event().await? {
-                let fetch: Fetch = decode(&body).map_err(|error| error.to_string())?;
-                return Ok(fetch.wants);
-            }
-        }
-    }
-
-    async fn event(&mut self) -> Result<Event, Failure> {
-        let event = tokio::time::timeout(PATIENCE, self.events.recv()).await;
-        event.ok().flatten().ok_or_else(|| format!("the device asked for nothing within {PATIENCE:?}"))
-    }
-
-    async fn publish(&self, kind: Kind, body: Vec<u8>) -> Result<(), Failure> {
-        let message =
-            Outgoing { topic: topic(kind), body: Bytes::from(body), qos: Qos::AtLeastOnce, retain: false };
-        self.sender.publish(message).await.map_err(|error| error.to_string())
-    }
-}
-
-fn topic(kind: Kind) -> String {
-    format!("{}/{DEVICE}/{kind}", Root::default())
-}
-
-/// Publishes a message of any size with a client of a few lines.
-fn publish_raw(broker: &str, topic: &str, body: &[u8]) -> Result<(), Failure> {
-    let publish = || -> std::io::Result<()> {
-        let mut stream = TcpStream::connect(broker.trim_start_matches("mqtt://"))?;
-        stream.write_all(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01r")?;
-        stream.read_exact(&mut [0; 4])?;
-        let mut packet = vec![0x30];
-        let mut length = 2 + topic.len() + body.len();
-        while length > 0 {
-            let more = if length > 0x7F { 0x80 } else { 0 };
-            packet.push((length & 0x7F) as u8 | more);
-            length >>= 7;
-        }
-        packet.extend([(topic.len() >> 8) as u8, topic.len() as u8]);
-        packet.extend([topic.as_bytes(), body].concat());
-        // A ping behind it, so that its answer says that the broker has read all.
-        packet.extend([0xC0, 0]);
-        stream.write_all(&packet)?;
-        stream.read_exact(&mut [0; 2])
-    };
-    publish().map_err(|error| format!("publishing {} bytes: {error}", body.len()))
 }

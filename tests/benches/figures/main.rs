@@ -3,6 +3,11 @@
 //! Each bench is a file of its own; `measure` has the rules of comparison. Nothing is asserted: figures depend on the
 //! machine, so each ratio is against a peer that ran in turns with ours. `cargo bench -- scorer pull` runs only these.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "only JSON values are indexed, which give null for what is not there"
+)]
+
 mod footprint;
 mod http;
 mod measure;

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cloud_sync::contract::Collect;
 use cloud_sync::name::ModelName;
 use e2e::data::MODEL;
 use e2e::process::Failure;
@@ -71,13 +70,8 @@ async fn through_the_queue(live: Arc<Live>, inputs: Tensors) -> Result<Vec<f64>,
 fn serve(scorer: &Scorer, options: &LoadOptions) -> Result<Arc<Live>, Failure> {
     let bundle = Verified::local(&sample::bundle()).map_err(|error| error.to_string())?;
     let name = MODEL.parse::<ModelName>().map_err(|error| format!("{MODEL}: {error}"))?;
-    let settings = Settings {
-        provider: options.provider,
-        threads: 1,
-        instances: 1,
-        queue: 64,
-        collect: Collect::default(),
-    };
+    let settings =
+        Settings { provider: options.provider, threads: 1, instances: 1, queue: 64, collect: None };
     let proven = prove(&bundle, &name, sample::VERSION, &settings, options.onnxruntime.clone())
         .map_err(|error| error.to_string())?;
     scorer.swap(proven).map_err(|error| error.to_string())?;

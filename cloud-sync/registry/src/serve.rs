@@ -3,6 +3,7 @@
 //! The first task to end unasked ends the process, by name. When asked to stop: no new requests and messages, what is
 //! held is finished and answered, then the connection and the database are closed.
 
+use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -134,7 +135,7 @@ pub async fn serve(
     ready: impl FnOnce(&Ready),
 ) -> Result<(), ServeError> {
     let token = token(&options)?;
-    let data = prepare(&options.data)?;
+    let (data, _held) = prepare(&options.data)?;
     let database =
         options.database.clone().unwrap_or_else(|| format!("sqlite:{}", escaped(&data.join("edgewise.db"))));
     let storage =
@@ -324,11 +325,22 @@ pub fn secret(path: &Path) -> Result<String, ServeError> {
 }
 
 /// Makes the data directory, and empties the place for uploads of what a run before left there.
-fn prepare(data: &Path) -> Result<PathBuf, ServeError> {
+/// Makes the data directory, empties what is temporary in it, and holds it: two registries on one would each
+/// delete what the other is writing.
+fn prepare(data: &Path) -> Result<(PathBuf, File), ServeError> {
     let failed = |doing, path: &Path| {
         let path = path.to_owned();
         move |source| ServeError::File { doing, path, source }
     };
+    std::fs::create_dir_all(data).map_err(failed("making", data))?;
+    let lock = data.join("lock");
+    let held = File::create(&lock).map_err(failed("making", &lock))?;
+    held.try_lock().map_err(|_| {
+        ServeError::Usage(format!(
+            "another edgewise serve works in {}; choose another --data",
+            data.display()
+        ))
+    })?;
     let incoming = data.join("incoming");
     match std::fs::remove_dir_all(&incoming) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -337,7 +349,7 @@ fn prepare(data: &Path) -> Result<PathBuf, ServeError> {
         _ => {}
     }
     std::fs::create_dir_all(&incoming).map_err(failed("making", &incoming))?;
-    data.canonicalize().map_err(failed("opening", data))
+    Ok((data.canonicalize().map_err(failed("opening", data))?, held))
 }
 
 /// A path in a database URL.

@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{Any, AnyPool, Executor, Row, SqlSafeStr, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor, Row, SqlSafeStr, Transaction};
 
 pub use devices::{DeviceRow, Note, Noted};
 pub use models::ModelFilter;
@@ -87,6 +87,7 @@ impl Store {
             .after_connect(|connection, _| {
                 Box::pin(async move { connection.execute(SETTINGS).await.map(|_| ()) })
             })
+            .before_acquire(|connection, _| Box::pin(async move { Ok(is_clean(connection).await) }))
             .connect(&url)
             .await
             .map_err(sql("opening the database"))?;
@@ -113,6 +114,15 @@ impl Store {
     }
 }
 
+/// Whether a transaction can begin on a connection. After a commit that failed, on a full disk say, it can't: the
+/// database has rolled back by itself, and the driver still counts the transaction. Such a connection is replaced.
+async fn is_clean(connection: &mut AnyConnection) -> bool {
+    match connection.begin_with("BEGIN").await {
+        Ok(transaction) => transaction.rollback().await.is_ok(),
+        Err(_) => false,
+    }
+}
+
 fn sql(doing: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
     move |source| StoreError::Sql { doing, source }
 }
@@ -136,4 +146,23 @@ fn from_json<T: DeserializeOwned>(text: &str, doing: &'static str) -> Result<T, 
 
 fn to_json(value: &impl Serialize, doing: &'static str) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|source| StoreError::Json { doing, source })
+}
+
+#[cfg(test)]
+mod connection_tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_commit_that_failed_does_not_spoil_its_connection() {
+        let directory = tempfile::tempdir().unwrap();
+        let store =
+            Store::open(&format!("sqlite:{}", directory.path().join("t.db").display())).await.unwrap();
+        for _ in 0..2 * CONNECTIONS {
+            let mut transaction = store.begin("testing").await.unwrap();
+            // As the database does by itself when its disk is full.
+            transaction.execute("ROLLBACK").await.unwrap();
+            assert!(transaction.commit().await.is_err());
+        }
+        store.begin("testing").await.unwrap();
+    }
 }

@@ -17,8 +17,8 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// See [`PIECE_BYTES`].
 const PIECES: usize = 8;
 
-/// Longest silence within an upload.
-const UPLOAD_SILENCE: Duration = Duration::from_secs(60);
+/// Longest silence within an upload: whoever is silent holds one of the few places for uploads.
+const UPLOAD_SILENCE: Duration = Duration::from_secs(15);
 
 /// A body of what `make` writes. Its failure cuts the body off, which the reader notices.
 pub(super) fn body(make: impl FnOnce(&mut dyn Write) -> Result<(), RegistryError> + Send + 'static) -> Body {

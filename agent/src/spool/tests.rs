@@ -1,6 +1,6 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -10,8 +10,16 @@ use super::*;
 const CHILD_DIRECTORY: &str = "EDGEWISE_TEST_SPOOL";
 const EVERYTHING: usize = usize::MAX;
 
+/// Opens the spool again after it was dropped. A program that another test starts at that moment holds copies of our
+/// open files, the lock among them, until it is loaded; so a lock is waited for.
 fn open(directory: &TempDir) -> Spool {
-    Spool::open(directory.path(), SpoolOptions { max_bytes: MIN_BYTES }).unwrap()
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Spool::open(directory.path(), SpoolOptions { max_bytes: MIN_BYTES }) {
+            Err(SpoolError::InUse { .. }) if Instant::now() < deadline => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 /// A row whose bytes say which it is, and do not compress.
@@ -623,7 +631,7 @@ fn measure() {
                 start.elapsed()
             })
             .collect();
-        let elapsed: std::time::Duration = times.iter().sum();
+        let elapsed: Duration = times.iter().sum();
         times.sort();
         let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
         println!(

@@ -15,6 +15,7 @@
 
 mod broker;
 mod driver;
+mod login;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use broker::{BrokerUrl, BrokerUrlError, Credentials, TlsError, TlsFiles};
 pub use driver::Driver;
+pub use login::{Identity, Login, PendingLogin};
 
 use crate::limits::MAX_PACKET_BYTES;
 use crate::topic::Qos;
@@ -41,6 +43,9 @@ const IN_FLIGHT: u16 = 100;
 
 /// Longest wait for a TCP connect, a TLS handshake and a CONNACK. A link of 100 kbit/s needs a few seconds.
 const CONNECT_TIMEOUT_SECONDS: u64 = 20;
+
+/// Longest wait for whoever issues logins; it is on this machine.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How to connect, and what to listen to.
 #[derive(Debug, Clone)]

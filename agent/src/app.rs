@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use cloud_sync::contract::{Collect, Ledger, Receipt};
-use cloud_sync::session::{self, BrokerUrl, Event, Options, TlsError};
+use cloud_sync::session::{self, BrokerUrl, Event, Identity, Options, TlsError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -217,13 +217,10 @@ impl CloudParts {
         std::fs::create_dir_all(&config.data).map_err(data)?;
         let address = Address { root: config.cloud.root.clone(), device: config.device.clone() };
         let mut options = Options {
-            broker: broker.clone(),
-            client_id: format!("edgewise-{}", config.device),
-            credentials: config.cloud.credentials.clone(),
+            identity: Identity::Fixed(config.cloud.credentials.clone()),
             tls: config.cloud.tls.clone(),
             keep_alive: config.cloud.keep_alive,
-            subscriptions: Vec::new(),
-            last_will: None,
+            ..Options::new(broker.clone(), format!("edgewise-{}", config.device))
         };
         address.prepare(&mut options, &health::presence(&boot_id, false))?;
         let (sender, events, session) = session::open(options)?;

@@ -137,7 +137,8 @@ impl Link {
     }
 
     async fn send<M: Message>(&self, message: &M) -> Result<(), LinkError> {
-        Ok(self.sender.publish(self.address.outgoing(message)?).await?)
+        self.sender.publish(self.address.outgoing(message)?).await?;
+        Ok(())
     }
 
     fn read(&self, message: &Incoming) -> Result<Option<Order>, ContractError> {

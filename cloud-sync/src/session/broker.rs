@@ -61,6 +61,9 @@ pub enum TlsError {
         /// Why.
         source: rustls::pki_types::pem::Error,
     },
+    /// Authorities that came with a login are no PEM.
+    #[error("reading the issued authorities: {0}")]
+    Issued(rustls::pki_types::pem::Error),
     /// The system's authorities can't be read, or there are none.
     #[error("no authorities are known here; name a file with those of the broker ({0})")]
     NoAuthorities(String),
@@ -134,15 +137,21 @@ impl fmt::Debug for Credentials {
 }
 
 impl TlsFiles {
-    pub(super) fn transport(&self) -> Result<Transport, TlsError> {
+    /// The transport with these certificates; `authorities`, as PEM, in place of those that the files name.
+    pub(super) fn transport(&self, authorities: Option<&str>) -> Result<Transport, TlsError> {
         let mut roots = RootCertStore::empty();
-        match &self.authorities {
-            Some(path) => {
+        match (authorities, &self.authorities) {
+            (Some(pem), _) => {
+                for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                    roots.add(certificate.map_err(TlsError::Issued)?)?;
+                }
+            }
+            (None, Some(path)) => {
                 for certificate in certificates(path)? {
                     roots.add(certificate)?;
                 }
             }
-            None => {
+            (None, None) => {
                 let found = rustls_native_certs::load_native_certs();
                 let (added, _) = roots.add_parsable_certificates(found.certs);
                 if added == 0 {
@@ -213,12 +222,12 @@ mod tests {
     fn a_file_without_certificates_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let files = TlsFiles { authorities: Some(file.path().to_owned()), ..TlsFiles::default() };
-        assert!(files.transport().err().unwrap().to_string().contains(file.path().to_str().unwrap()));
+        assert!(files.transport(None).err().unwrap().to_string().contains(file.path().to_str().unwrap()));
     }
 
     #[test]
     fn a_certificate_needs_its_key() {
         let files = TlsFiles { certificate: Some("x".into()), ..TlsFiles::default() };
-        assert!(files.transport().is_err());
+        assert!(files.transport(None).is_err());
     }
 }

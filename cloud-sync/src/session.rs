@@ -247,8 +247,15 @@ impl Sender {
         *self.online.borrow()
     }
 
+    /// Waits for a connection. Never ends once the session is over.
+    pub async fn online(&self) {
+        if self.online.clone().wait_for(|online| *online).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// What the session has been through.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 

@@ -17,6 +17,8 @@ use crate::durable;
 pub(super) struct State {
     /// The revision of the desired state that is followed.
     pub(super) revision: u64,
+    /// Whether a twin says what is to run, and not the registry.
+    pub(super) twin_decides: bool,
     /// What is collected, where the cloud or a command has said so.
     pub(super) collect: Option<Collect>,
     /// Each model.

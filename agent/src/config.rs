@@ -116,7 +116,7 @@ pub struct Config {
 }
 
 /// The link to the cloud.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cloud {
     /// Its broker; `None` where the agent has no cloud.
     pub broker: Option<BrokerUrl>,

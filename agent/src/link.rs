@@ -26,6 +26,15 @@ pub struct Address {
     pub device: DeviceId,
 }
 
+/// The cloud's registry, as one device speaks to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry {
+    /// The name under which it knows this device.
+    pub device: DeviceId,
+    /// Where it is, and how it is trusted.
+    pub cloud: crate::config::Cloud,
+}
+
 /// What the cloud says.
 #[derive(Debug)]
 pub enum Order {

@@ -8,6 +8,10 @@
 //! But for the workload API these are pure: bytes and times go in, values come out.
 
 pub mod identity;
+pub mod intake;
+pub mod methods;
+pub mod outbox;
+pub mod telemetry;
 pub mod token;
 pub mod topic;
 pub mod workload;

@@ -3,7 +3,7 @@
 //! One task owns all deployments. Whatever takes time runs beside it and comes back as an event, so orders are
 //! taken at any moment; each such piece of work is stopped when its target is no longer wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,8 +46,11 @@ pub enum Order {
 pub struct Wanted {
     /// The models to serve; `None` leaves that to the registry.
     pub models: Option<BTreeMap<ModelName, Target>>,
-    /// What to collect where a model's settings do not say.
-    pub collect: Option<Collect>,
+    /// Models of which it is not clear what is wanted: they stay as they are.
+    pub unclear: BTreeSet<ModelName>,
+    /// What to collect where a model's settings do not say, where that is to change; `None` within for what the
+    /// device's own configuration says.
+    pub collect: Option<Option<Collect>>,
 }
 
 /// What the rest of the agent may know of the deployments.
@@ -176,10 +179,15 @@ impl Driver {
     }
 
     async fn follow_twin(&mut self, wanted: Wanted) {
-        self.state.collect = wanted.collect;
+        self.state.collect = wanted.collect.unwrap_or(self.state.collect);
         match wanted.models {
-            Some(models) => {
+            Some(mut models) => {
                 self.state.twin_decides = true;
+                for (name, deployment) in &self.state.models {
+                    if wanted.unclear.contains(name) {
+                        models.insert(name.clone(), deployment.target.clone());
+                    }
+                }
                 self.want(models).await;
             }
             None => {

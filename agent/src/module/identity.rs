@@ -58,6 +58,14 @@ pub enum IdentityError {
     },
 }
 
+/// The name of the module that an environment makes: its device's and its own, so that two of one device differ.
+/// `None`: it makes none.
+pub fn name(environment: &[(OsString, OsString)]) -> Option<String> {
+    let options = config::Module { port: 0, token_lifetime: Duration::ZERO };
+    let identity = Identity::from_environment(environment, options).ok()??;
+    Some(format!("{}.{}", identity.device, identity.module))
+}
+
 impl Identity {
     /// Who this process is, by its environment: `IOTEDGE_*` as edgeAgent sets them, else the connection string that
     /// Microsoft's tools hand out for development. `None`: it is no module.

@@ -21,9 +21,9 @@ use super::{Outgoing, SendError, native};
 pub struct Delivery(oneshot::Receiver<()>);
 
 impl Delivery {
-    /// Waits for the acknowledgement.
-    pub async fn acknowledged(self) -> bool {
-        self.0.await.is_ok()
+    /// Waits for the acknowledgement. Once it has answered it is not to be asked again.
+    pub async fn acknowledged(&mut self) -> bool {
+        (&mut self.0).await.is_ok()
     }
 }
 

@@ -141,10 +141,10 @@ async fn a_delivery_is_told_when_it_is_acknowledged_and_when_it_is_lost() {
     let mut peer = Peer::subscribed(&broker).await;
     session.connected().await;
     let unacknowledged = Outgoing { qos: Qos::AtMostOnce, ..message() };
-    let never = session.sender.publish(unacknowledged).await.unwrap();
+    let mut never = session.sender.publish(unacknowledged).await.unwrap();
     assert!(!soon(never.acknowledged()).await);
-    let first = session.sender.publish(message()).await.unwrap();
-    let second = session.sender.publish(message()).await.unwrap();
+    let mut first = session.sender.publish(message()).await.unwrap();
+    let mut second = session.sender.publish(message()).await.unwrap();
     for _ in 0..3 {
         peer.expect(PUBLISH).await;
     }

@@ -31,7 +31,7 @@ pub struct BrokerUrl {
 pub struct BrokerUrlError(String);
 
 /// A user name and a password. Not shown in logs.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// The user name.
     pub username: String,
@@ -40,7 +40,7 @@ pub struct Credentials {
 }
 
 /// Certificates in PEM files.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Authorities that may have signed the broker's certificate; the system's where there is none.
     pub authorities: Option<PathBuf>,

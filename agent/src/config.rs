@@ -24,6 +24,7 @@ use cloud_sync::session::{BrokerUrl, Credentials, TlsFiles};
 use cloud_sync::topic::Root;
 use engine::{LoadOptions, Provider};
 
+pub(crate) use mistake::nearest;
 pub use mistake::{ConfigError, Mistake, Place};
 pub use route::Route;
 
@@ -290,7 +291,7 @@ fn read_cloud(reader: &mut Reader<'_>) -> Option<Cloud> {
     let authorities = reader.optional("cloud.authorities", value::file);
     let certificate = reader.optional("cloud.certificate", value::file);
     let key = reader.optional("cloud.key", value::file);
-    let keep_alive = reader.value("cloud.keep_alive", value::duration(SECOND * 5..=SECOND * 1200));
+    let keep_alive = reader.value("cloud.keep_alive", value::duration(value::KEEP_ALIVE));
     let insecure_remote = reader.value("cloud.insecure_remote", value::boolean);
 
     if let (Some(Some(broker)), Some(insecure)) = (&broker, insecure_remote)

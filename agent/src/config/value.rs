@@ -14,6 +14,9 @@ use super::mistake::without_credentials;
 /// What MQTT can carry.
 const MAX_PASSWORD_BYTES: u64 = 65_535;
 
+/// How often a link may be proven alive. Shorter costs bytes on a metered link; a longer one many networks cut.
+pub(crate) const KEEP_ALIVE: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(1200);
+
 /// What the type itself reads, in its own words where it refuses.
 pub(crate) fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error: T::Err| error.to_string())

@@ -27,7 +27,7 @@ use bytes::Bytes;
 use rumqttc::{AsyncClient, LastWill, MqttOptions, NetworkOptions, QoS};
 use tokio::sync::{mpsc, watch};
 
-pub use broker::{BrokerUrl, BrokerUrlError, Credentials, TlsError, TlsFiles};
+pub use broker::{BrokerUrl, BrokerUrlError, Credentials, TlsError, TlsFiles, system_authorities};
 pub use driver::Driver;
 pub use incoming::Acknowledgement;
 pub use login::{Identity, Login, PendingLogin};
@@ -55,7 +55,7 @@ const IN_FLIGHT: u16 = 100;
 const CONNECT_TIMEOUT_SECONDS: u64 = 20;
 
 /// Longest wait for whoever issues logins; it is on this machine.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How to connect, and what to listen to.
 #[derive(Debug, Clone)]

@@ -9,18 +9,17 @@ mod fields;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use cloud_sync::contract::{Collect, ModelSettings};
 use cloud_sync::digest::Digest;
-use cloud_sync::limits::bounded_text;
 use cloud_sync::name::{DeviceId, ModelName};
 use cloud_sync::session::{BrokerUrl, Credentials, TlsFiles};
 use cloud_sync::topic::Root;
 
 pub use read::read;
+
+use crate::fetch::Source;
 
 /// What the twin wishes; `None` is what it says nothing of.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -92,40 +91,6 @@ pub struct Mistake {
     pub path: String,
     /// What is wrong there, and what was expected.
     pub error: String,
-}
-
-/// Where a bundle is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// In the registry, behind its broker.
-    Registry,
-    /// A `.bundle` file at a URL.
-    Https(String),
-    /// A `.bundle` file on this device.
-    File(PathBuf),
-}
-
-/// Text that is no source of a bundle.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no source: use registry, https://HOST/PATH.bundle or file:///PATH.bundle")]
-pub struct SourceError(String);
-
-impl FromStr for Source {
-    type Err = SourceError;
-
-    fn from_str(text: &str) -> Result<Self, SourceError> {
-        if text == "registry" {
-            return Ok(Self::Registry);
-        }
-        match text.split_once("://") {
-            Some(("https", rest)) if !rest.is_empty() && !rest.starts_with('/') => {
-                Ok(Self::Https(text.to_owned()))
-            }
-            Some(("file", path)) if path.starts_with('/') => Ok(Self::File(path.into())),
-            // Without what may be a password before an '@'.
-            _ => Err(SourceError(bounded_text(text.rsplit('@').next().unwrap_or_default()))),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -39,6 +39,9 @@ pub const WAITING: usize = 64;
 /// again. Other messages wait in edgeHub meanwhile, which has room and a time to live for them.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long the message that is under way may take at the end.
+const FAREWELL: Duration = Duration::from_secs(3);
+
 /// Pause before a busy model is asked again.
 const BUSY: Duration = Duration::from_millis(20);
 
@@ -109,8 +112,10 @@ impl Intake {
                 count(&self.counters.passed_over);
                 continue;
             }
-            if !self.take(arrival).await {
-                return;
+            tokio::select! {
+                true = self.take(arrival) => {}
+                () = cut_short(&stop) => return,
+                else => return,
             }
         }
     }
@@ -239,6 +244,12 @@ fn carried_over(arrival: &Arrival, output: &str) -> Properties {
     }
     properties.set_content("application/json", "utf-8");
     properties
+}
+
+/// Waits until a message that is under way at the end must be left: it comes again.
+async fn cut_short(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(FAREWELL).await;
 }
 
 /// Whether a model, or where none is named any, will serve soon.

@@ -2,7 +2,8 @@
 //! what they are.
 //!
 //! Invariants:
-//! - What is desired survives a restart: the agent goes on as it was told before it has heard anything.
+//! - What is desired survives a restart: the agent goes on as it was told before it has heard anything. So does what was
+//!   desired last without a mistake, which holds where there is one now.
 //! - All parts are told again at each start, and only then is it known what they were told; so a crash between a part and
 //!   the disk costs nothing.
 
@@ -72,6 +73,8 @@ pub struct Keeper {
     sender: Sender,
     /// Where what is desired survives.
     path: PathBuf,
+    /// What was desired last without a mistake.
+    sound: Object,
     wishes: Wishes,
     mistakes: Vec<Mistake>,
     configured: Configured,
@@ -107,9 +110,12 @@ pub struct Parts {
 
 /// What survives.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Known {
     version: Option<u64>,
     desired: Object,
+    /// What was desired last without a mistake.
+    sound: Object,
 }
 
 impl Keeper {
@@ -132,18 +138,20 @@ impl Keeper {
         };
         let mut twin = Twin::new(boot_id);
         twin.restore(known.desired, known.version);
-        let (wishes, mistakes) = desired::read(twin.desired(), &Wishes::default());
+        let (before, _) = desired::read(&known.sound, &Wishes::default());
+        let (wishes, mistakes) = desired::read(twin.desired(), &before);
         registry.send_replace(configured.registry(&wishes));
+        let routes = watch::channel(routes(&wishes)).0;
         Self {
+            routes,
             twin,
             sender,
             path,
-            // Nobody has been told anything yet.
-            wishes: Wishes::default(),
+            sound: known.sound,
+            wishes,
             mistakes,
             configured,
             log_level,
-            routes: watch::channel(routes(&wishes)).0,
             registry,
             counts: watch::channel(Counts::default()).0,
         }
@@ -162,7 +170,8 @@ impl Keeper {
     /// Keeps it until `stop`; then reports that the agent is stopping.
     pub async fn run(mut self, mut parts: Parts, mut news: mpsc::Receiver<News>, stop: CancellationToken) {
         if self.twin.version().is_some() {
-            self.distribute(&parts).await;
+            let known = std::mem::take(&mut self.wishes);
+            self.distribute(known, &parts).await;
         }
         let mut slow = tokio::time::interval(REPORT);
         slow.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -205,7 +214,7 @@ impl Keeper {
                 Act::Get { rid } => (topic::twin_read(&rid), Bytes::from_static(b" ")),
                 Act::Patch { rid, body } => (topic::twin_write(&rid), Bytes::from(body)),
                 Act::Apply => {
-                    self.distribute(parts).await;
+                    self.understand(parts).await;
                     self.keep().await;
                     acts.extend(self.report(parts, "running"));
                     continue;
@@ -219,13 +228,34 @@ impl Keeper {
         }
     }
 
-    /// Tells all parts what is desired of them.
-    async fn distribute(&mut self, parts: &Parts) {
-        let (wishes, mistakes) = desired::read(self.twin.desired(), &self.wishes);
+    /// Follows what is desired now.
+    async fn understand(&mut self, parts: &Parts) {
+        let (desired, before) = (self.twin.desired().clone(), self.wishes.clone());
+        let read = move || {
+            // Reads the files that a registry's section names.
+            let (wishes, mistakes) = desired::read(&desired, &before);
+            (desired, wishes, mistakes)
+        };
+        let (desired, wishes, mistakes) = match tokio::task::spawn_blocking(read).await {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::error!(%error, "reading what the twin desires");
+                return;
+            }
+        };
         tracing::info!(version = self.twin.version(), mistakes = mistakes.len(), "following the twin");
+        if mistakes.is_empty() {
+            self.sound = desired;
+        }
         for Mistake { path, error } in &mistakes {
             tracing::warn!(path, error, "the twin is wrong here");
         }
+        self.mistakes = mistakes;
+        self.distribute(wishes, parts).await;
+    }
+
+    /// Tells all parts what is desired of them.
+    async fn distribute(&mut self, wishes: Wishes, parts: &Parts) {
         if wishes.log_level != self.wishes.log_level {
             let level = wishes.log_level.as_ref().unwrap_or(&self.configured.log_level);
             if let Err(error) = self.log_level.set(level) {
@@ -237,7 +267,6 @@ impl Keeper {
         let order = Order::Twin(self.wanted(&wishes));
         let _ = parts.orders.send(order).await;
         self.wishes = wishes;
-        self.mistakes = mistakes;
     }
 
     fn wanted(&self, wishes: &Wishes) -> Wanted {
@@ -279,7 +308,11 @@ impl Keeper {
     }
 
     async fn keep(&self) {
-        let known = Known { version: self.twin.version(), desired: self.twin.desired().clone() };
+        let known = Known {
+            version: self.twin.version(),
+            desired: self.twin.desired().clone(),
+            sound: self.sound.clone(),
+        };
         let path = self.path.clone();
         let write = move || durable::replace(&path, &serde_json::to_vec(&known).map_err(io::Error::other)?);
         let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(io::Error::other(error)));

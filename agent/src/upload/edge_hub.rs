@@ -46,7 +46,7 @@ impl Uploader {
         flight: &mut Flight,
         stop: &CancellationToken,
     ) -> Result<(), SpoolError> {
-        while flight.batches.len() < IN_FLIGHT && self.put_out(hub, flight).await? {}
+        while flight.batches.len() < IN_FLIGHT && self.put_out(hub, flight, stop).await? {}
         self.publish_ledger().await?;
         tokio::select! {
             () = stop.cancelled() => {}
@@ -70,7 +70,12 @@ impl Uploader {
     }
 
     /// Puts the next batch out; false where there is none.
-    async fn put_out(&self, hub: &EdgeHub, flight: &mut Flight) -> Result<bool, SpoolError> {
+    async fn put_out(
+        &self,
+        hub: &EdgeHub,
+        flight: &mut Flight,
+        stop: &CancellationToken,
+    ) -> Result<bool, SpoolError> {
         let (after, topics) = (flight.sent, hub.topics.clone());
         let batch = self
             .with_spool(move |spool| {
@@ -87,7 +92,8 @@ impl Uploader {
             }
         };
         let (stored, waiting) = oneshot::channel();
-        if !hub.outbox.put(Item { topic, body, then: Then::Tell(stored) }).await {
+        let put = hub.outbox.put(Item { topic, body, then: Then::Tell(stored) });
+        if stop.run_until_cancelled(put).await != Some(true) {
             return Ok(false);
         }
         flight.sent = last;

@@ -65,7 +65,10 @@ pub enum TlsError {
     #[error("reading the issued authorities: {0}")]
     Issued(rustls::pki_types::pem::Error),
     /// The system's authorities can't be read, or there are none.
-    #[error("no authorities are known here; name a file with those of the broker ({0})")]
+    #[error(
+        "no authorities are known here ({0}); install ca-certificates, set SSL_CERT_FILE, or name a file with those \
+         of the broker"
+    )]
     NoAuthorities(String),
     /// A certificate without its key, or the other way round.
     #[error("a client certificate and its key must be given together")]
@@ -136,6 +139,20 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// The authorities that this machine trusts, in DER: the system's, or those that the environment's `SSL_CERT_FILE`
+/// or `SSL_CERT_DIR` names. Blocking: reads files.
+///
+/// # Errors
+/// There are none.
+pub fn system_authorities() -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let why = found.errors.first().map_or("none found".to_owned(), ToString::to_string);
+        return Err(TlsError::NoAuthorities(why));
+    }
+    Ok(found.certs)
+}
+
 impl TlsFiles {
     /// The transport with these certificates; `authorities`, as PEM, in place of those that the files name.
     pub(super) fn transport(&self, authorities: Option<&str>) -> Result<Transport, TlsError> {
@@ -152,11 +169,9 @@ impl TlsFiles {
                 }
             }
             (None, None) => {
-                let found = rustls_native_certs::load_native_certs();
-                let (added, _) = roots.add_parsable_certificates(found.certs);
+                let (added, _) = roots.add_parsable_certificates(system_authorities()?);
                 if added == 0 {
-                    let why = found.errors.first().map_or("none found".to_owned(), ToString::to_string);
-                    return Err(TlsError::NoAuthorities(why));
+                    return Err(TlsError::NoAuthorities("none of them can be read".to_owned()));
                 }
             }
         }

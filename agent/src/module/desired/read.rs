@@ -12,7 +12,8 @@ use engine::Provider;
 use serde_json::Value;
 
 use super::fields::{Fields, boolean, entries, joined, mistake, share, small, text, whole};
-use super::{Mistake, Registry, Route, Source, WantedModel, Wishes};
+use super::{Mistake, Registry, Route, WantedModel, Wishes};
+use crate::fetch::Source;
 use crate::config::value;
 use crate::module::MAX_INTEGER;
 use crate::module::merge::Object;

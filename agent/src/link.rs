@@ -5,8 +5,8 @@
 //!
 //! A link may have no cloud, and may get one or another while the agent runs: then it is attached to another session.
 
-use std::sync::{Arc, PoisonError, RwLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use cloud_sync::contract::{

@@ -57,8 +57,9 @@ impl Dialer {
         let mut known = wanted.borrow_and_update().clone();
         loop {
             let hang_up = stop.child_token();
+            let session = opened.take();
             let talk = async {
-                match opened.take() {
+                match session {
                     Some((events, driver)) => {
                         let dispatch = dispatcher.run(events, hang_up.clone());
                         tokio::join!(driver.run(hang_up.clone()), dispatch);
@@ -68,8 +69,10 @@ impl Dialer {
             };
             let other = async {
                 // One that is named again is not left for itself.
-                match wanted.wait_for(|wanted| *wanted != known).await {
-                    Ok(other) => other.clone(),
+                let other = wanted.wait_for(|wanted| *wanted != known).await.map(|other| other.clone());
+                match other {
+                    Ok(other) => other,
+                    // Nobody can name another one any more.
                     Err(_) => std::future::pending().await,
                 }
             };
@@ -104,7 +107,11 @@ impl Dialer {
 }
 
 /// Opens the session with the registry that is wanted, if one is.
-async fn open_blocking(wanted: Option<Registry>, link: &Link, boot_id: &str) -> Result<Option<Opened>, String> {
+async fn open_blocking(
+    wanted: Option<Registry>,
+    link: &Link,
+    boot_id: &str,
+) -> Result<Option<Opened>, String> {
     let Some(registry) = wanted else { return Ok(None) };
     let (link, boot_id) = (link.clone(), boot_id.to_owned());
     let opened = tokio::task::spawn_blocking(move || open(&registry, &link, &boot_id)).await;

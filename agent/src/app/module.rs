@@ -67,7 +67,18 @@ impl Module {
         let keeper = Keeper::open(config, boot_id, sender.clone(), log_level, registry);
         let default_model = config.http.score_model.clone();
         let (intake, reception) = (Arc::default(), Arc::default());
-        Ok(Self { topics, sender, events, session, outbox, carrier, keeper, default_model, intake, reception })
+        Ok(Self {
+            topics,
+            sender,
+            events,
+            session,
+            outbox,
+            carrier,
+            keeper,
+            default_model,
+            intake,
+            reception,
+        })
     }
 
     /// Where rows go out while there is no registry.
@@ -92,7 +103,11 @@ impl Module {
                     get(&intake.passed_over) + get(&reception.inputs_put_off),
                 ),
                 ("edgewise_module_answered_total", "Predictions given.", get(&intake.answered)),
-                ("edgewise_module_failed_total", "Errors given in place of a prediction.", get(&intake.failed)),
+                (
+                    "edgewise_module_failed_total",
+                    "Errors given in place of a prediction.",
+                    get(&intake.failed),
+                ),
                 ("edgewise_module_delivered_total", "Messages that edgeHub has.", get(&delivered.delivered)),
                 ("edgewise_module_resent_total", "Messages that were sent again.", get(&delivered.resent)),
                 ("edgewise_module_refused_total", "Messages that can't be sent.", get(&delivered.refused)),
@@ -112,7 +127,11 @@ impl Module {
                     "Changes of the twin that can't be believed.",
                     twin.refused_changes,
                 ),
-                ("edgewise_twin_unasked_answers_total", "Answers that nobody waits for.", twin.unasked_answers),
+                (
+                    "edgewise_twin_unasked_answers_total",
+                    "Answers that nobody waits for.",
+                    twin.unasked_answers,
+                ),
                 (
                     "edgewise_twin_refused_reports_total",
                     "Reports that edgeHub refused for what they say.",

@@ -76,7 +76,6 @@ pub(super) fn run_thread(
     })
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -146,12 +146,19 @@ impl Driver {
                 tracing::debug!(revision = desired.revision, "an old desired state is ignored");
             }
             Order::Desired(desired) if self.state.twin_decides => {
-                tracing::info!(revision = desired.revision, "the registry's wishes are ignored: the twin decides");
+                tracing::info!(
+                    revision = desired.revision,
+                    "the registry's wishes are ignored: the twin decides"
+                );
                 // Else the registry would say it again and again.
                 self.state.revision = desired.revision;
             }
             Order::Desired(desired) => {
-                tracing::info!(revision = desired.revision, models = desired.models.len(), "new desired state");
+                tracing::info!(
+                    revision = desired.revision,
+                    models = desired.models.len(),
+                    "new desired state"
+                );
                 let wanted = desired.models.iter().map(|model| (model.name.clone(), Target::from(model)));
                 self.state.revision = desired.revision;
                 self.state.collect = desired.collect.or(self.state.collect);

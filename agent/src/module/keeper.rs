@@ -279,9 +279,8 @@ impl Keeper {
             deployment: wanted.attempt,
         };
         let models = wishes.models.as_ref();
-        let models = models.map(|models| {
-            models.iter().map(|(name, wanted)| (name.clone(), target(wanted))).collect()
-        });
+        let models =
+            models.map(|models| models.iter().map(|(name, wanted)| (name.clone(), target(wanted))).collect());
         // Where nobody else can say what is to run, nothing is.
         let is_alone = self.registry.borrow().is_none();
         Wanted {
@@ -315,7 +314,8 @@ impl Keeper {
         };
         let path = self.path.clone();
         let write = move || durable::replace(&path, &serde_json::to_vec(&known).map_err(io::Error::other)?);
-        let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let written =
+            tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(io::Error::other(error)));
         if let Err(error) = written {
             tracing::error!(path = %self.path.display(), %error, "what the twin desires could not be written down");
         }

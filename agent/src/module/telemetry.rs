@@ -127,7 +127,8 @@ mod tests {
     use super::*;
 
     fn encoded(elements: usize) -> Vec<u8> {
-        let data = ByteBuf::from((0..elements).flat_map(|n| (n as f32 / 7.0).to_le_bytes()).collect::<Vec<_>>());
+        let data =
+            ByteBuf::from((0..elements).flat_map(|n| (n as f32 / 7.0).to_le_bytes()).collect::<Vec<_>>());
         let column = Column { name: "x".into(), datatype: "FP32".into(), shape: vec![elements as u64], data };
         let row = Row {
             model: "m".parse().unwrap(),

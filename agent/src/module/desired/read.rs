@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use super::fields::{Fields, boolean, entries, joined, mistake, share, small, text, whole};
 use super::{Mistake, Registry, Route, WantedModel, Wishes};
-use crate::fetch::Source;
 use crate::config::value;
+use crate::fetch::Source;
 use crate::module::MAX_INTEGER;
 use crate::module::merge::Object;
 use crate::settings::{MAX_INSTANCES, MAX_QUEUE, MAX_THREADS};

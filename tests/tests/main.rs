@@ -17,6 +17,7 @@ mod http_api;
 mod journey;
 mod ledger;
 mod local;
+mod manifest;
 mod registry_rules;
 mod resume;
 mod shutdown;

@@ -3,6 +3,7 @@
 mod data;
 mod device;
 mod model;
+mod module;
 mod output;
 mod serve;
 
@@ -65,6 +66,9 @@ enum Noun {
     /// Export captured rows.
     #[command(subcommand)]
     Data(data::Verb),
+    /// Deploy the agent as a module of Azure IoT Edge.
+    #[command(subcommand)]
+    Module(module::Verb),
 }
 
 /// Why a command failed: one line, and an exit code.
@@ -122,6 +126,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Noun::Device(verb) => device::run(&context, verb),
         Noun::Command(arguments) => device::command(&context, arguments),
         Noun::Data(verb) => data::run(&context, verb),
+        Noun::Module(verb) => module::run(&context, verb),
     }
 }
 

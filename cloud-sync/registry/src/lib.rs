@@ -6,6 +6,7 @@
 //!   programs, MQTT for devices.
 //! - [`registry`] model versions, [`proof`] what they must pass; [`deployments`] and [`commands`] what devices shall do;
 //!   [`sink`] where captured rows go and [`export`] how they come out.
+//! - [`manifest`] deployment manifests for Azure IoT Edge.
 //! - [`store`] records in SQL, [`objects`] bytes by name, [`broker`] the embedded broker, [`link`] messages to devices:
 //!   each is the only place that names its library.
 
@@ -19,6 +20,7 @@ pub mod error;
 pub mod export;
 pub mod http;
 pub mod link;
+pub mod manifest;
 pub mod objects;
 pub mod proof;
 pub mod registry;

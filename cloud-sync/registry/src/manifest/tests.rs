@@ -1,0 +1,148 @@
+use super::*;
+
+fn deployment() -> Deployment {
+    let model = |version: &str, source: &str| Model {
+        version: version.parse().unwrap(),
+        digest: Digest::of(version.as_bytes()),
+        size: 1000,
+        source: source.parse().unwrap(),
+    };
+    Deployment {
+        module: "inferAgent".parse().unwrap(),
+        image: "plant.azurecr.io/edgewise:1-amd64".to_owned(),
+        credentials: None,
+        container: Container {
+            data: "edgewise-data".parse().unwrap(),
+            binds: vec!["/srv/bundles:/bundles".parse().unwrap()],
+            memory: Some("512 MiB".parse().unwrap()),
+            gpu: true,
+            variables: vec!["EDGEWISE_ENGINE_PROVIDER=cuda".parse().unwrap()],
+        },
+        models: vec![model("load:3", "https://models.example/edge"), model("frost:1", "file:///bundles")],
+        routes: vec!["readings:load:predictions".parse().unwrap()],
+        feeds: vec!["meter/outputs/values=readings".parse().unwrap()],
+        registry: None,
+    }
+}
+
+fn options(module: &Value) -> Value {
+    let settings = module["settings"].as_object().unwrap();
+    let keys = settings.iter().filter(|(key, _)| key.starts_with("createOptions"));
+    let text: String = keys.map(|(_, value)| value.as_str().unwrap()).collect();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_standard_manifest_has_runtime_module_routes_and_twin() {
+    let manifest = deployment().standard(None).unwrap();
+    let content = &manifest["modulesContent"];
+    let agent = &content["$edgeAgent"]["properties.desired"];
+    assert_eq!(agent["systemModules"]["edgeHub"]["startupOrder"], 0);
+    let module = &agent["modules"]["inferAgent"];
+    assert_eq!((&module["restartPolicy"], &module["startupOrder"]), (&"always".into(), &1.into()));
+    assert_eq!(module["env"], json!({ "EDGEWISE_ENGINE_PROVIDER": { "value": "cuda" } }));
+    let host = &options(module)["HostConfig"];
+    assert_eq!(host["Binds"], json!(["edgewise-data:/data", "/srv/bundles:/bundles:ro"]));
+    assert_eq!((&host["Memory"], &host["ReadonlyRootfs"]), (&(512 << 20).into(), &true.into()));
+    assert_eq!(host["DeviceRequests"][0]["Capabilities"], json!([["gpu"]]));
+    assert_eq!(
+        content["$edgeHub"]["properties.desired"]["routes"],
+        json!({
+            "inferAgentUpstream": "FROM /messages/modules/inferAgent/outputs/* INTO $upstream",
+            "inferAgentInput1": "FROM /messages/modules/meter/outputs/values INTO BrokeredEndpoint(\"/modules/inferAgent/inputs/readings\")",
+        })
+    );
+    let twin = &content["inferAgent"]["properties.desired"];
+    assert_eq!(twin["models"]["load"]["source"], "https://models.example/edge/load-3.bundle");
+    assert_eq!(twin["models"]["frost"]["digest"], Digest::of(b"frost:1").to_string());
+    assert_eq!(twin["routes"], json!([{ "input": "readings", "model": "load", "output": "predictions" }]));
+}
+
+#[test]
+fn a_layer_adds_to_what_is_there_by_dotted_paths() {
+    let layered = deployment().layered().unwrap();
+    let content = layered["content"]["modulesContent"].as_object().unwrap();
+    let keys = |section: &str| content[section].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(content.keys().collect::<Vec<_>>(), ["$edgeAgent", "$edgeHub", "inferAgent"]);
+    assert_eq!(keys("$edgeAgent"), ["properties.desired.modules.inferAgent"]);
+    assert_eq!(
+        keys("$edgeHub"),
+        ["properties.desired.routes.inferAgentUpstream", "properties.desired.routes.inferAgentInput1"]
+    );
+    assert_eq!(
+        keys("inferAgent"),
+        ["properties.desired.models.load", "properties.desired.models.frost", "properties.desired.routes"]
+    );
+}
+
+#[test]
+fn a_base_keeps_its_modules_and_routes() {
+    let mut base = runtime();
+    base["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["meter"] =
+        json!({ "type": "docker" });
+    base["modulesContent"]["meter"] = json!({ "properties.desired": { "interval": 1 } });
+    let mut deployment = deployment();
+    let credentials = Credentials::new(&deployment.image, "user".to_owned(), "secret".to_owned());
+    deployment.credentials = Some(credentials.unwrap());
+    let manifest = deployment.standard(Some(base)).unwrap();
+    let agent = &manifest["modulesContent"]["$edgeAgent"]["properties.desired"];
+    assert_eq!(agent["modules"].as_object().unwrap().len(), 2);
+    assert_eq!(manifest["modulesContent"]["meter"]["properties.desired"]["interval"], 1);
+    let registries = &agent["runtime"]["settings"]["registryCredentials"];
+    assert_eq!(registries["plant-azurecr-io"]["username"], "user");
+    for none in [json!(null), json!({}), json!({ "modulesContent": { "$edgeAgent": [] } })] {
+        assert!(matches!(deployment.standard(Some(none)), Err(ManifestError::Base(_))));
+    }
+    assert!(matches!(deployment.layered(), Err(ManifestError::NotLayered(_))));
+}
+
+#[test]
+fn options_are_cut_at_512_characters_and_bounded() {
+    let mut deployment = deployment();
+    let bind = |n: usize, length: usize| format!("/srv/{n:0length$}:/b/{n}").parse().unwrap();
+    deployment.container.binds =
+        (0..16).map(|n| bind(n, 80)).chain(["/srv/bundles:/bundles".parse().unwrap()]).collect();
+    let manifest = deployment.standard(None).unwrap();
+    let module = &manifest["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["inferAgent"];
+    let settings = module["settings"].as_object().unwrap();
+    assert_eq!(
+        settings.keys().collect::<Vec<_>>(),
+        ["image", "createOptions", "createOptions01", "createOptions02", "createOptions03"]
+    );
+    assert!(settings.values().skip(1).all(|chunk| chunk.as_str().unwrap().len() <= 512));
+    assert_eq!(options(module)["HostConfig"]["Binds"].as_array().unwrap().len(), 18);
+    deployment.container.binds.extend((0..20).map(|n| bind(n, 200)));
+    assert!(matches!(deployment.standard(None), Err(ManifestError::Options { .. })));
+}
+
+#[test]
+fn what_could_not_work_is_refused_with_what_to_do() {
+    let refused = |change: &dyn Fn(&mut Deployment)| {
+        let mut deployment = deployment();
+        change(&mut deployment);
+        let why = deployment.standard(None).unwrap_err();
+        assert_eq!(deployment.layered(), Err(why.clone()));
+        why.to_string()
+    };
+    let cases: [(&dyn Fn(&mut Deployment), &str); 8] = [
+        (&|d| d.models.extend(d.models.clone()), "load is given twice"),
+        (&|d| d.routes.push("a:other:b".parse().unwrap()), "goes through other"),
+        (&|d| d.feeds.push("a/outputs/b=c".parse().unwrap()), "--route c:MODEL:OUTPUT"),
+        (&|d| d.container.binds.clear(), "/bundles is not in the container"),
+        (
+            &|d| d.container.variables.extend(d.container.variables.clone()),
+            "EDGEWISE_ENGINE_PROVIDER is given twice",
+        ),
+        (&|d| d.models[0].source = Source::Registry, "--registry-broker mqtts://HOST"),
+        (&|d| d.models.clear(), "say where the module finds its models"),
+        (&|d| d.routes = vec![d.routes[0].clone(); 65], "65 routes"),
+    ];
+    for (change, what) in cases {
+        let why = refused(change);
+        assert!(why.contains(what), "{why}");
+    }
+    let mut own_link = deployment();
+    own_link.models[0].source = Source::Registry;
+    own_link.container.variables = vec!["EDGEWISE_CLOUD_BROKER=mqtts://broker.example".parse().unwrap()];
+    assert!(own_link.standard(None).is_ok());
+}

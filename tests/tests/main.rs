@@ -11,6 +11,7 @@ mod access;
 mod clients;
 mod commands;
 mod corrupt;
+mod edge_peer;
 mod engines;
 mod gate;
 mod http_api;

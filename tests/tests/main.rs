@@ -12,6 +12,7 @@ mod clients;
 mod commands;
 mod corrupt;
 mod edge_peer;
+mod edge_rules;
 mod engines;
 mod gate;
 mod http_api;

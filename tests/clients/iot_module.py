@@ -1,4 +1,4 @@
-"""Microsoft's azure-iot-device as a module in the environment that IoT Edge gives: iot_module.py [TOKEN_SECONDS]
+"""Microsoft's azure-iot-device as a module, in the environment of IoT Edge or a developer: iot_module.py [TOKEN_SECONDS]
 
 It says `ready` once it listens, tells what it gets in reported properties, answers methods, passes inputs on to the
 output `echo`, and ends with the method `end`.

@@ -18,11 +18,14 @@ mod topic;
 mod twin;
 mod workload;
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::{TcpListener, UnixListener};
@@ -34,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::process::Failure;
 use hub::Hub;
 
-pub use hub::{Connected, End};
+pub use connect::{Connected, End};
 pub use telemetry::Output;
 
 /// The IoT hub.
@@ -62,6 +65,8 @@ pub struct Edge {
     directory: PathBuf,
     address: SocketAddr,
     workload_uri: String,
+    /// The module's key in base64.
+    secret: String,
     /// What listens now, and how to stop it.
     hub: Mutex<Option<Running>>,
     workload: Mutex<Option<Running>>,
@@ -166,22 +171,27 @@ impl Edge {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.map_err(|error| format!("a runtime for the edge: {error}"))?;
         let random = SystemRandom::new();
-        let key = hmac::Key::generate(hmac::HMAC_SHA256, &random).map_err(|_| "no randomness".to_owned())?;
+        let mut secret = [0; 32];
+        random.fill(&mut secret).map_err(|_| "no randomness".to_owned())?;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
         let (address, listener) = runtime.block_on(free_address(&random))?;
         let gateway = address.ip().to_string();
         authority::make(directory, &gateway)?;
-        let shared =
-            Arc::new(Shared { hub: Mutex::new(Hub::new(times, key, gateway)), changed: Condvar::new() });
+        let log = directory.join("edge.log");
+        let log = File::create(&log).map_err(|error| format!("making {}: {error}", log.display()))?;
+        let hub = Hub::new(times, key, gateway, log);
+        let shared = Arc::new(Shared { hub: Mutex::new(hub), changed: Condvar::new() });
         let edge = Self {
             shared,
             runtime,
             directory: directory.to_owned(),
             address,
             workload_uri,
+            secret: STANDARD.encode(secret),
             hub: Mutex::new(None),
             workload: Mutex::new(None),
         };
-        edge.listen(listener)?;
+        edge.listen(listener, authority::HUB)?;
         edge.start_workload()?;
         Ok(edge)
     }
@@ -201,6 +211,16 @@ impl Edge {
         environment.push(("IOTEDGE_WORKLOADURI", self.workload_uri.clone()));
         environment.push(("IOTEDGE_GATEWAYHOSTNAME", self.address.ip().to_string()));
         environment
+    }
+
+    /// The variables that a developer sets for a module outside of a container.
+    pub fn development_environment(&self) -> Vec<(&'static str, String)> {
+        let (gateway, secret) = (self.address.ip(), &self.secret);
+        let connection = format!(
+            "HostName={HUB_HOST};GatewayHostName={gateway};DeviceId={DEVICE};ModuleId={MODULE};SharedAccessKey={secret}"
+        );
+        let bundle = self.trust_bundle().display().to_string();
+        vec![("EdgeHubConnectionString", connection), ("EdgeModuleCACertificateFile", bundle)]
     }
 
     /// Where edgeHub listens.
@@ -242,8 +262,12 @@ impl Edge {
 
     /// Brings edgeHub back, with all that it had stored.
     pub fn start_again(&self) -> Result<(), Failure> {
-        let listener = self.runtime.block_on(TcpListener::bind(self.address));
-        self.listen(listener.map_err(|error| format!("edgeHub on {}: {error}", self.address))?)
+        self.listen_as(authority::HUB)
+    }
+
+    /// Lets somebody else listen where edgeHub did, with a certificate that is none of the trust bundle's.
+    pub fn start_imposter(&self) -> Result<(), Failure> {
+        self.listen_as(authority::IMPOSTER)
     }
 
     /// Takes the workload API away.
@@ -285,8 +309,14 @@ impl Edge {
         self.shared.with(|hub| hub.failed_handshakes)
     }
 
-    fn listen(&self, listener: TcpListener) -> Result<(), Failure> {
-        let tls = TlsAcceptor::from(Arc::new(authority::server(&self.directory)?));
+    fn listen_as(&self, certificate: &str) -> Result<(), Failure> {
+        let listener = self.runtime.block_on(TcpListener::bind(self.address));
+        let listener = listener.map_err(|error| format!("edgeHub on {}: {error}", self.address))?;
+        self.listen(listener, certificate)
+    }
+
+    fn listen(&self, listener: TcpListener, certificate: &str) -> Result<(), Failure> {
+        let tls = TlsAcceptor::from(Arc::new(authority::server(&self.directory, certificate)?));
         let shared = self.shared.clone();
         self.run(&self.hub, |stop| listener::listen(listener, tls, shared, stop));
         Ok(())

@@ -15,7 +15,7 @@ fn the_sdk_finds_all_that_a_module_needs() -> Result<(), Failure> {
     let directory = e2e::fresh_directory("e2e/edge-peer")?;
     let edge = Edge::start(&directory, Times::default())?;
     edge.set_desired(&json!({"models": {"a": {"version": 1}}, "gone": true}));
-    let mut module = start(&edge, "edge-peer", &[])?;
+    let mut module = start(edge.environment(), "edge-peer", &[])?;
 
     let outputs = edge.wait_for_output("detections", 1)?;
     assert_eq!(
@@ -79,9 +79,9 @@ fn the_sdk_comes_back_after_a_cut_and_before_its_token_ends() -> Result<(), Fail
     let directory = e2e::fresh_directory("e2e/edge-peer-again")?;
     let edge = Edge::start_over_http(&directory, Times::default())?;
     // Renewed 120 s before the end.
-    let mut module = start(&edge, "edge-peer-again", &["126"])?;
-    let connects =
-        edge.wait_for(|connects| connects.iter().filter(|connect| connect.code == 0).count() == 2)?;
+    let mut module = start(edge.environment(), "edge-peer-again", &["126"])?;
+    let connects = edge
+        .wait_for_connections(|connects| connects.iter().filter(|connect| connect.code == 0).count() == 2)?;
     assert_eq!(connects[0].end, Some(End::Disconnected));
     assert!(connects[1].session_present && connects[0].password != connects[1].password);
     assert_eq!(edge.workload_calls("sign"), 2);
@@ -110,8 +110,21 @@ fn the_sdk_comes_back_after_a_cut_and_before_its_token_ends() -> Result<(), Fail
     Ok(())
 }
 
-fn start(edge: &Edge, name: &str, arguments: &[&str]) -> Result<Process, Failure> {
-    let environment = edge.environment();
+#[test]
+fn the_sdk_connects_with_what_a_developer_sets() -> Result<(), Failure> {
+    let directory = e2e::fresh_directory("e2e/edge-peer-development")?;
+    let edge = Edge::start(&directory, Times::default())?;
+    let mut module = start(edge.development_environment(), "edge-peer-development", &[])?;
+    end_module(&edge, &mut module)?;
+    assert_eq!((edge.workload_calls("sign"), edge.violations()), (0, vec![]));
+    Ok(())
+}
+
+fn start(
+    environment: Vec<(&'static str, String)>,
+    name: &str,
+    arguments: &[&str],
+) -> Result<Process, Failure> {
     let environment: Vec<(&str, &str)> =
         environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let log = e2e::target_root().join("e2e").join(name).join("module.log");

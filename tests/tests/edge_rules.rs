@@ -6,7 +6,7 @@ mod rogue;
 use std::time::Duration;
 
 use e2e::edge::{Edge, End, Times};
-use e2e::process::Failure;
+use e2e::process::{Failure, wait_until};
 use rogue::{Login, RESOURCE, Rogue, escape, now, packet, sign, with_length, workload};
 use serde_json::json;
 
@@ -121,10 +121,25 @@ fn who_is_not_who_they_should_be_is_not_let_in() -> Result<(), Failure> {
     assert_eq!(code, 0);
     edge.wait_for_violation("clean session")?;
 
+    let will = Some([format!("{EVENTS}%24.on=will"), "gone".to_owned()]);
+    drop(Rogue::login(&edge, &Login { flags: 0xCC, will, ..Login::new(&edge, 3600)? })?);
+    let will = edge.wait_for_output("will", 1)?.remove(0);
+    assert_eq!((will.property("iothub-MessageType"), will.body.as_slice()), ("Will", &b"gone"[..]));
+
     edge.disturb(|faults| faults.connack = Some(5));
     let (mut rogue, _, code) = Rogue::login(&edge, &Login::new(&edge, 3600)?)?;
     rogue.is_closed()?;
     assert_eq!((code, edge.violations()), (5, vec![]));
+    edge.stop();
+    assert!(Rogue::dial(&edge).is_err());
+    edge.start_imposter()?;
+    let before = edge.connects().len();
+    assert!(Rogue::login(&edge, &Login::new(&edge, 3600)?).is_err());
+    wait_until(METHOD, || match edge.failed_handshakes() {
+        1 => Ok(()),
+        failed => Err(format!("{failed} handshakes failed")),
+    })?;
+    assert_eq!(edge.connects().len(), before);
     Ok(())
 }
 
@@ -147,6 +162,9 @@ fn a_module_has_one_connection_for_as_long_as_its_token_is_good() -> Result<(), 
     edge.wait_for_violation("the token of the connection is over")?;
     assert!(matches!(edge.connects().pop().and_then(|connect| connect.end), Some(End::Closed(_))));
 
+    let login = Login { keep_alive: 1, ..Login::new(&edge, 60)? };
+    Rogue::login(&edge, &login)?.0.is_closed()?;
+    edge.wait_for_violation("nothing was heard for 1.5s")?;
     Rogue::dial(&edge)?.is_closed()?;
     edge.wait_for_violation("no CONNECT")?;
     edge.forget_sessions();

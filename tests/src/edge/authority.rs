@@ -12,34 +12,48 @@ use rustls::server::WebPkiClientVerifier;
 
 use crate::process::Failure;
 
+/// How long a certificate is good; a test is over in minutes.
+const DAYS: &str = "2";
+
 const KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
 
-/// Makes `ca.pem`, the trust bundle `bundle.pem` and edgeHub's `hub.pem` for `host`, an IPv4 address, in `directory`.
+/// The certificate of edgeHub, without its suffix.
+pub(super) const HUB: &str = "hub";
+/// One for the same host of an authority that nobody should trust.
+pub(super) const IMPOSTER: &str = "imposter";
+
+/// Makes the trust bundle `bundle.pem` and the certificates for `host`, an IPv4 address, in `directory`.
 pub(super) fn make(directory: &Path, host: &str) -> Result<(), Failure> {
-    for (name, subject) in [("other", "/CN=another authority"), ("ca", "/CN=edge device authority")] {
-        let (key, certificate) = (format!("{name}.key"), format!("{name}.pem"));
-        openssl(
-            directory,
-            &["req", "-x509", "-days", "2", "-subj", subject, "-keyout", &key, "-out", &certificate],
-            &KEY,
-        )?;
+    for name in ["other", "ca", "stranger"] {
+        let (subject, key, certificate) =
+            (format!("/CN={name} authority"), format!("{name}.key"), format!("{name}.pem"));
+        let options = ["-x509", "-days", DAYS, "-subj", &subject, "-keyout", &key, "-out", &certificate];
+        openssl(directory, "req", &[&options[..], &KEY].concat())?;
     }
     // A bundle may hold several, and the one that counts need not be the first.
-    let text = |name: &str| read(directory, name);
-    write(directory, "bundle.pem", &(text("other.pem")? + &text("ca.pem")?))?;
+    let bundle = read(directory, "other.pem")? + &read(directory, "ca.pem")?;
+    write(directory, "bundle.pem", &bundle)?;
     let extensions = format!(
         "subjectAltName=IP:{host}\nextendedKeyUsage=serverAuth\nbasicConstraints=critical,CA:FALSE\n\
          keyUsage=critical,digitalSignature\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n"
     );
-    write(directory, "hub.ext", &extensions)?;
-    let subject = format!("/CN={host}");
-    openssl(directory, &["req", "-new", "-subj", &subject, "-keyout", "hub.key", "-out", "hub.csr"], &KEY)?;
-    let sign = ["x509", "-req", "-in", "hub.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-    openssl(directory, &sign, &["-days", "2", "-extfile", "hub.ext", "-out", "hub.pem"])
+    write(directory, "extensions", &extensions)?;
+    for (name, authority) in [(HUB, "ca"), (IMPOSTER, "stranger")] {
+        let file = |name: &str, suffix: &str| format!("{name}.{suffix}");
+        let (key, request, certificate) = (file(name, "key"), file(name, "csr"), file(name, "pem"));
+        let (authority, secret) = (file(authority, "pem"), file(authority, "key"));
+        let subject = format!("/CN={host}");
+        let options = ["-new", "-subj", &subject, "-keyout", &key, "-out", &request];
+        openssl(directory, "req", &[&options[..], &KEY].concat())?;
+        let options = ["-req", "-in", &request, "-CA", &authority, "-CAkey", &secret, "-CAcreateserial"];
+        let more = ["-days", DAYS, "-extfile", "extensions", "-out", &certificate];
+        openssl(directory, "x509", &[&options[..], &more].concat())?;
+    }
+    Ok(())
 }
 
-/// How edgeHub speaks TLS: 1.2 and 1.3, and it asks for a certificate that need not be given.
-pub(super) fn server(directory: &Path) -> Result<ServerConfig, Failure> {
+/// How edgeHub speaks TLS with one of its certificates: 1.2 and 1.3, and it asks for one that need not be given.
+pub(super) fn server(directory: &Path, name: &str) -> Result<ServerConfig, Failure> {
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what} of the edge: {error}");
     let file = |name: &str| directory.join(name);
     let mut roots = RootCertStore::empty();
@@ -49,9 +63,10 @@ pub(super) fn server(directory: &Path) -> Result<ServerConfig, Failure> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     let clients = clients.allow_unauthenticated().build().map_err(|error| failed("authority", &error))?;
-    let certificate =
-        CertificateDer::from_pem_file(file("hub.pem")).map_err(|error| failed("certificate", &error))?;
-    let key = PrivateKeyDer::from_pem_file(file("hub.key")).map_err(|error| failed("key", &error))?;
+    let certificate = CertificateDer::from_pem_file(file(&format!("{name}.pem")))
+        .map_err(|error| failed("certificate", &error))?;
+    let key =
+        PrivateKeyDer::from_pem_file(file(&format!("{name}.key"))).map_err(|error| failed("key", &error))?;
     ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| failed("TLS", &error))?
@@ -71,9 +86,9 @@ fn write(directory: &Path, name: &str, text: &str) -> Result<(), Failure> {
     std::fs::write(&path, text).map_err(|error| format!("writing {}: {error}", path.display()))
 }
 
-fn openssl(directory: &Path, arguments: &[&str], more: &[&str]) -> Result<(), Failure> {
-    let failed = |why: String| format!("openssl {}: {why}", arguments.join(" "));
-    let output = Command::new("openssl").current_dir(directory).args(arguments).args(more).output();
+fn openssl(directory: &Path, command: &str, options: &[&str]) -> Result<(), Failure> {
+    let failed = |why: String| format!("openssl {command} {}: {why}", options.join(" "));
+    let output = Command::new("openssl").current_dir(directory).arg(command).args(options).output();
     let output = output.map_err(|error| failed(format!("{error}; install it: apt-get install openssl")))?;
     if output.status.success() {
         Ok(())

@@ -13,6 +13,42 @@ const NOT_AUTHORISED: u8 = 5;
 /// edgeHub closes a silent connection after 600 s, whatever was agreed: 1.5 times this.
 const MAX_KEEP_ALIVE: u16 = 400;
 
+/// A CONNECT and what became of it.
+#[derive(Debug, Clone)]
+pub struct Connected {
+    /// The client id.
+    pub client_id: String,
+    /// The user name.
+    pub username: String,
+    /// The password: a token.
+    pub password: String,
+    /// Seconds.
+    pub keep_alive: u16,
+    /// Whether CONNACK said that the session is there.
+    pub session_present: bool,
+    /// CONNACK's code.
+    pub code: u8,
+    /// The negotiated version of TLS.
+    pub tls: String,
+    /// How it ended, once it has.
+    pub end: Option<End>,
+    /// The connection.
+    pub(super) number: u64,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The module said DISCONNECT.
+    Disconnected,
+    /// The module went without DISCONNECT.
+    Lost,
+    /// edgeHub closed it, and why.
+    Closed(String),
+    /// The test cut it.
+    Cut,
+}
+
 /// Why a client is not let in.
 pub(super) struct Refused {
     /// CONNACK's code.

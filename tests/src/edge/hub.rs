@@ -3,19 +3,24 @@
 //! Every broken rule is kept, whatever edgeHub itself would make of it. Subscriptions outlive a connection, messages to
 //! the module don't, but for inputs, which wait until they are acknowledged.
 
+mod intake;
+
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Write;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ring::hmac;
-use serde_json::json;
 
+use super::connect::{self, Connected, End};
 use super::connection::{Acknowledged, Connection};
 use super::methods::Methods;
-use super::packet::{self, Connect, Packet, Publish};
-use super::telemetry::{self, Output};
-use super::topic::{self, ToHub};
-use super::twin::{Refused, Twin};
-use super::{Faults, Times, bag, connect};
+use super::packet::{self, Connect, Packet};
+use super::telemetry::Output;
+use super::topic;
+use super::twin::Twin;
+use super::{Faults, Times};
 use crate::process::Failure;
 
 /// edgeHub's state.
@@ -45,41 +50,9 @@ pub(super) struct Hub {
     /// The connection that is the module's.
     current: Option<u64>,
     opened: u64,
-}
-
-/// A CONNECT and what became of it.
-#[derive(Debug, Clone)]
-pub struct Connected {
-    /// The client id.
-    pub client_id: String,
-    /// The user name.
-    pub username: String,
-    /// The password: a token.
-    pub password: String,
-    /// Seconds.
-    pub keep_alive: u16,
-    /// Whether CONNACK said that the session is there.
-    pub session_present: bool,
-    /// CONNACK's code.
-    pub code: u8,
-    /// The negotiated version of TLS.
-    pub tls: String,
-    /// How it ended, once it has.
-    pub end: Option<End>,
-    number: u64,
-}
-
-/// How a connection ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// The module said DISCONNECT.
-    Disconnected,
-    /// The module went without DISCONNECT.
-    Lost,
-    /// edgeHub closed it, and why.
-    Closed(String),
-    /// The test cut it.
-    Cut,
+    /// What happened, for whoever looks at a failure.
+    log: File,
+    begun: Instant,
 }
 
 struct Input {
@@ -89,7 +62,7 @@ struct Input {
 }
 
 impl Hub {
-    pub(super) fn new(times: Times, key: hmac::Key, gateway: String) -> Self {
+    pub(super) fn new(times: Times, key: hmac::Key, gateway: String, log: File) -> Self {
         Self {
             times,
             faults: Faults::default(),
@@ -109,14 +82,34 @@ impl Hub {
             open: BTreeMap::new(),
             current: None,
             opened: 0,
+            log,
+            begun: Instant::now(),
         }
+    }
+
+    /// Remembers that a rule was broken.
+    pub(super) fn violate(&mut self, what: impl Into<String>) {
+        let what = what.into();
+        self.note(format_args!("! {what}"));
+        self.violations.push(what);
+    }
+
+    fn violate_if(&mut self, outcome: Result<(), Failure>) {
+        if let Err(what) = outcome {
+            self.violate(what);
+        }
+    }
+
+    /// Writes a line into the log. That it can't be written shall fail no test.
+    fn note(&mut self, what: impl Display) {
+        let _ = writeln!(self.log, "{:9.3} {what}", self.begun.elapsed().as_secs_f64());
     }
 
     /// A connection was opened; gives its number.
     pub(super) fn opened(&mut self, connection: Connection) -> u64 {
         self.opened += 1;
         if let Some(name) = connection.server_name.as_ref().filter(|name| **name != self.gateway) {
-            self.violations.push(format!("TLS: {name:?} was asked for, this is {:?}", self.gateway));
+            self.violate(format!("TLS: {name:?} was asked for, this is {:?}", self.gateway));
         }
         self.open.insert(self.opened, connection);
         self.opened
@@ -124,6 +117,7 @@ impl Hub {
 
     /// A packet came.
     pub(super) fn receive(&mut self, number: u64, packet: Packet) {
+        self.note(format_args!("{number} < {packet}"));
         let Some(connection) = self.open.get_mut(&number) else { return };
         connection.heard = Instant::now();
         let is_connected = connection.silence.is_some();
@@ -168,13 +162,14 @@ impl Hub {
 
     /// Closes a connection because a rule was broken on it.
     pub(super) fn close(&mut self, number: u64, why: Failure) {
-        self.violations.push(why.clone());
+        self.violate(why.clone());
         self.end(number, End::Closed(why));
     }
 
     /// A connection is no more.
     pub(super) fn end(&mut self, number: u64, how: End) {
         let Some(connection) = self.open.remove(&number) else { return };
+        self.note(format_args!("{number} {how:?}"));
         if how == End::Cut {
             connection.cut.cancel();
         }
@@ -223,7 +218,7 @@ impl Hub {
         if is_checked {
             connection.checked = now;
         }
-        self.violations.extend(resent.err());
+        self.violate_if(resent);
         if let Some((_, topic, body)) = answer {
             self.deliver(topic::TWIN_ANSWERS, topic, body);
         }
@@ -239,7 +234,9 @@ impl Hub {
         let granted = self.session.as_ref().and_then(|session| session.get(filter)).copied();
         let connection = self.current.and_then(|number| self.open.get_mut(&number));
         let (Some(connection), Some(qos)) = (connection, granted) else { return false };
+        let sent = format!("> PUBLISH {topic} {}", String::from_utf8_lossy(&body));
         connection.publish(topic, body, qos, false, false);
+        self.note(sent);
         true
     }
 
@@ -273,7 +270,7 @@ impl Hub {
 
     fn connect(&mut self, number: u64, connect: Connect) {
         let findings = connect::findings(&connect);
-        self.violations.extend(findings.into_iter().map(|finding| format!("CONNECT: {finding}")));
+        findings.iter().for_each(|finding| self.violate(format!("CONNECT: {finding}")));
         let mut outcome = connect::admit(&connect, &self.key, &self.gateway);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         if outcome.as_ref().is_ok_and(|end| now > Duration::from_secs(*end) + self.times.clock_skew) {
@@ -281,12 +278,13 @@ impl Hub {
         }
         let code = match &outcome {
             Err(refused) => {
-                self.violations.push(format!("CONNECT: {}", refused.why));
+                self.violate(format!("CONNECT: {}", refused.why));
                 refused.code
             }
             Ok(_) => self.faults.connack.unwrap_or(0),
         };
         let session_present = code == 0 && !connect.clean_session && self.session.is_some();
+        self.note(format_args!("{number} > CONNACK {code}, session present: {session_present}"));
         let Some(connection) = self.open.get_mut(&number) else { return };
         self.connects.push(Connected {
             client_id: connect.client_id,
@@ -310,7 +308,6 @@ impl Hub {
         connection.will = connect.will;
         if let Some(older) = self.current.replace(number) {
             self.end(older, End::Closed("the module has connected again".to_owned()));
-            self.current = Some(number);
         }
         if !session_present {
             self.session = Some(BTreeMap::new());
@@ -323,12 +320,12 @@ impl Hub {
         let mut granted = vec![];
         for (filter, qos) in filters {
             if qos != 1 {
-                self.violations.push(format!("SUBSCRIBE to {filter} with QoS {qos}"));
+                self.violate(format!("SUBSCRIBE to {filter} with QoS {qos}"));
             }
             granted.push(qos.min(1));
             match topic::canonical(&filter) {
                 Some(filter) => drop(self.session.get_or_insert_default().insert(filter, qos.min(1))),
-                None => self.violations.push(format!("SUBSCRIBE to {filter}, which a module has not")),
+                None => self.violate(format!("SUBSCRIBE to {filter}, which a module has not")),
             }
         }
         if let Some(connection) = self.open.get(&number) {
@@ -353,7 +350,7 @@ impl Hub {
                 self.send_input();
             }
             Ok(Acknowledged::Other | Acknowledged::Again) => {}
-            Err(why) => self.violations.push(why),
+            Err(why) => self.violate(why),
         }
     }
 
@@ -369,117 +366,8 @@ impl Hub {
         if !connection.has_input() {
             connection.publish(input.topic.clone(), input.body.clone(), qos, true, input.was_sent);
             input.was_sent = true;
+            let sent = format!("> PUBLISH {} {} bytes", input.topic, input.body.len());
+            self.note(sent);
         }
     }
-
-    fn publish(&mut self, number: u64, publish: Publish) -> Result<(), Failure> {
-        let to = topic::parse(&publish.topic)?;
-        let (qos, id) = (publish.qos, publish.id);
-        match qos {
-            0 => self.violations.push(format!("PUBLISH to {} with QoS 0", publish.topic)),
-            1 => {}
-            _ => return Err(format!("PUBLISH to {} with QoS {qos}", publish.topic)),
-        }
-        if publish.retain {
-            self.violations.push(format!("PUBLISH to {} with RETAIN", publish.topic));
-        }
-        match to {
-            ToHub::Telemetry { .. } => {
-                if take(&mut self.faults.cut_before_storing) {
-                    self.end(number, End::Cut);
-                    return Ok(());
-                }
-                self.store(publish, None);
-                if take(&mut self.faults.cut_before_puback) {
-                    self.end(number, End::Cut);
-                    return Ok(());
-                }
-            }
-            ToHub::TwinGet { rid } => self.twin_request(number, rid, None),
-            ToHub::TwinPatch { rid } => self.twin_request(number, rid, Some(&publish.body)),
-            ToHub::MethodAnswer { status, rid } => {
-                let answered = self.methods.answered(number, rid, status, &publish.body, publish.duplicate);
-                self.violations.extend(answered.err());
-            }
-            ToHub::Unknown => self.violations.push(format!("PUBLISH to {}, which is dropped", publish.topic)),
-        }
-        // Behind the answer to a twin request: edgeHub sends that first.
-        if let Some(connection) = self.open.get_mut(&number).filter(|_| qos > 0) {
-            let acknowledged = connection.acknowledge(id, self.faults.hold_pubacks);
-            self.violations.extend(acknowledged.err());
-        }
-        Ok(())
-    }
-
-    fn store(&mut self, publish: Publish, kind: Option<&str>) {
-        let topic = publish.topic.clone();
-        let Ok(ToHub::Telemetry { bag }) = topic::parse(&topic) else { return };
-        match telemetry::read(bag, publish) {
-            Ok((mut output, wrong)) => {
-                self.violations.extend(wrong.into_iter().map(|wrong| format!("PUBLISH to {topic}: {wrong}")));
-                output.properties.extend(kind.map(|kind| ("iothub-MessageType".to_owned(), kind.to_owned())));
-                self.outputs.push(output);
-            }
-            Err(why) => self.violations.push(format!("PUBLISH to {topic} is dropped: {why}")),
-        }
-    }
-
-    /// Answers a read of the twin, or a change of the reported properties.
-    fn twin_request(&mut self, number: u64, rid: &str, patch: Option<&[u8]>) {
-        let Some(connection) = self.open.get_mut(&number) else { return };
-        if !connection.delayed.is_empty() {
-            self.violations.push(format!("the twin request {rid} while another waits for its answer"));
-        }
-        if self.faults.twin_is_silent {
-            return;
-        }
-        let (mut body, mut version) = (String::new(), String::new());
-        let status = match (self.faults.twin_status, patch) {
-            (Some(status), _) => status,
-            (None, None) => {
-                let empty = json!({"desired": {}, "reported": {}});
-                let twin = if self.faults.twin_is_empty { empty } else { self.twin.document() };
-                body = twin.to_string();
-                200
-            }
-            (None, Some(patch)) => match self.twin.report(patch) {
-                Ok(()) => {
-                    version = format!("&$version={}", self.twin.reported_version());
-                    204
-                }
-                Err(Refused(status, why)) => {
-                    self.violations.push(why);
-                    status
-                }
-            },
-        };
-        if !self.faults.twin_answers_have_versions {
-            version.clear();
-        }
-        let topic = format!("$iothub/twin/res/{status}/?$rid={rid}{version}");
-        if self.faults.twin_delay.is_zero() {
-            if !self.deliver(topic::TWIN_ANSWERS, topic, body.into_bytes()) {
-                let filter = topic::TWIN_ANSWERS;
-                self.violations.push(format!("the twin request {rid} without a subscription to {filter}"));
-            }
-        } else if let Some(connection) = self.open.get_mut(&number) {
-            let due = Instant::now() + self.faults.twin_delay;
-            connection.delayed.push_back((due, topic, body.into_bytes()));
-        }
-    }
-
-    /// The topic of an input's message.
-    pub(super) fn input_topic(input: &str, properties: &[(&str, &str)]) -> String {
-        let sender = [("$.cdid", super::DEVICE), ("$.cmid", "sensor")];
-        let bag = bag::encode(&[&sender, properties].concat());
-        let filter = topic::inputs();
-        format!("{}{input}/{bag}", filter.trim_end_matches('#'))
-    }
-}
-
-/// Counts one down; whether there was one.
-fn take(left: &mut u32) -> bool {
-    let is_left = *left > 0;
-    *left = left.saturating_sub(1);
-    is_left
 }

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::connect::End;
 use super::connection::Connection;
-use super::hub::End;
 use super::{Shared, TICK, packet};
 
 /// Takes connections until it is stopped.

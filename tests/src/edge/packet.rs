@@ -2,6 +2,8 @@
 //!
 //! What that standard forbids is refused with the reason; what edgeHub forbids beyond it is no matter of this file.
 
+use std::fmt;
+
 use bytes::{Buf, BytesMut};
 
 use crate::process::Failure;
@@ -18,6 +20,23 @@ pub(super) enum Packet {
     Unsubscribe { id: u16, filters: Vec<String> },
     Ping,
     Disconnect,
+}
+
+impl fmt::Display for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(connect) => write!(f, "CONNECT {} {:?}", connect.client_id, connect.username),
+            Self::Publish(Publish { topic, body, qos, duplicate, id, .. }) => {
+                let duplicate = if *duplicate { " DUP" } else { "" };
+                write!(f, "PUBLISH {id} QoS {qos}{duplicate} {topic} {} bytes", body.len())
+            }
+            Self::PubAck(id) => write!(f, "PUBACK {id}"),
+            Self::Subscribe { filters, .. } => write!(f, "SUBSCRIBE {filters:?}"),
+            Self::Unsubscribe { filters, .. } => write!(f, "UNSUBSCRIBE {filters:?}"),
+            Self::Ping => write!(f, "PINGREQ"),
+            Self::Disconnect => write!(f, "DISCONNECT"),
+        }
+    }
 }
 
 /// CONNECT.

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 
-use super::hub::{Connected, Hub};
+use super::connect::Connected;
+use super::hub::Hub;
 use super::packet::MAX_PACKET_BYTES;
 use super::telemetry::Output;
-use super::{Edge, methods, topic};
+use super::{DEVICE, Edge, bag, methods, topic};
 use crate::process::Failure;
 use crate::site::PATIENCE;
 
@@ -92,13 +93,21 @@ impl Edge {
 
     /// Routes a message of another module to an input.
     pub fn send_input(&self, input: &str, properties: &[(&str, &str)], body: &[u8]) -> Result<(), Failure> {
-        self.send_to(Hub::input_topic(input, properties), body)
+        // edgeHub says who sends.
+        let sender = [("$.cdid", DEVICE), ("$.cmid", "sensor")];
+        self.send_input_as(input, Some(&bag::encode(&[&sender, properties].concat())), body)
     }
 
     /// As [`Edge::send_input`], with a property bag as it is to stand in the topic; none with `None`.
     pub fn send_input_as(&self, input: &str, bag: Option<&str>, body: &[u8]) -> Result<(), Failure> {
         let bag = bag.map(|bag| format!("/{bag}")).unwrap_or_default();
-        self.send_to(format!("{}{input}{bag}", topic::inputs().trim_end_matches('#')), body)
+        let topic = format!("{}{input}{bag}", topic::inputs().trim_end_matches('#'));
+        let bytes = topic.len() + body.len();
+        if bytes > MAX_PACKET_BYTES {
+            return Err(format!("edgeHub takes no message of {bytes} bytes"));
+        }
+        self.shared.with(|hub| hub.input(topic, body.to_vec()));
+        Ok(())
     }
 
     /// Inputs that the module has not acknowledged yet.
@@ -145,7 +154,10 @@ impl Edge {
     }
 
     /// Waits until something holds of the CONNECTs; gives them.
-    pub fn wait_for(&self, is_right: impl Fn(&[Connected]) -> bool) -> Result<Vec<Connected>, Failure> {
+    pub fn wait_for_connections(
+        &self,
+        is_right: impl Fn(&[Connected]) -> bool,
+    ) -> Result<Vec<Connected>, Failure> {
         let right = |hub: &mut Hub| is_right(&hub.connects).then(|| hub.connects.clone());
         self.wait(PATIENCE, right).ok_or_else(|| self.failure(&format!("connections: {:?}", self.connects())))
     }
@@ -174,15 +186,6 @@ impl Edge {
             }
             version
         })
-    }
-
-    fn send_to(&self, topic: String, body: &[u8]) -> Result<(), Failure> {
-        let bytes = topic.len() + body.len();
-        if bytes > MAX_PACKET_BYTES {
-            return Err(format!("edgeHub takes no message of {bytes} bytes"));
-        }
-        self.shared.with(|hub| hub.input(topic, body.to_vec()));
-        Ok(())
     }
 
     fn failure(&self, what: &str) -> Failure {

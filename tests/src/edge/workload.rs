@@ -88,7 +88,7 @@ async fn answer(
     let outcome = match status.and_then(|status| StatusCode::from_u16(status).ok()) {
         Some(status) => Err(Refused(status, "the key service is in trouble".to_owned())),
         None => respond(request, bundle, shared).await.inspect_err(|Refused(status, why)| {
-            shared.with(|hub| hub.violations.push(format!("workload API, {name}: {status}: {why}")));
+            shared.with(|hub| hub.violate(format!("workload API, {name}: {status}: {why}")));
         }),
     };
     let (status, body) = match outcome {
@@ -161,13 +161,13 @@ fn sign(body: &Value, shared: &Shared) -> Result<Value, Refused> {
     shared.with(|hub| {
         // The daemon reads the data alone; its description asks for the others.
         if (text("keyId"), text("algo")) != ("primary", "HMACSHA256") {
-            hub.violations.push(format!("workload API, sign: {body}"));
+            hub.violate(format!("workload API, sign: {body}"));
         }
         let signed = String::from_utf8_lossy(&data).into_owned();
         let audience = bag::escape(&token::audience_of(HUB_HOST));
         let end = signed.strip_prefix(&audience).and_then(|rest| rest.strip_prefix('\n'));
         if end.is_none_or(|end| end.parse::<u64>().is_err()) {
-            hub.violations.push(format!("workload API, sign: {signed:?} of {DEVICE}/{MODULE}"));
+            hub.violate(format!("workload API, sign: {signed:?} of {DEVICE}/{MODULE}"));
         }
         hub.signed.push(signed);
         Ok(json!({ "digest": STANDARD.encode(hmac::sign(&hub.key, &data)) }))

@@ -25,7 +25,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Login {
     pub(super) level: u8,
     pub(super) flags: u8,
+    /// Seconds.
+    pub(super) keep_alive: u8,
     pub(super) client_id: String,
+    /// Topic and message.
+    pub(super) will: Option<[String; 2]>,
     pub(super) username: String,
     pub(super) password: String,
 }
@@ -39,7 +43,9 @@ impl Login {
             level: 4,
             // A user name and a password; the session is kept.
             flags: 0xC0,
+            keep_alive: 60,
             client_id: format!("{DEVICE}/{MODULE}"),
+            will: None,
             username: format!(
                 "{HUB_HOST}/{DEVICE}/{MODULE}/?api-version=2021-04-12&DeviceClientType=rogue%2F1"
             ),
@@ -48,14 +54,17 @@ impl Login {
     }
 
     fn packet(&self) -> Vec<u8> {
-        let texts = [&self.client_id, &self.username, &self.password].map(|text| with_length(text));
-        packet(0x10, &[b"\x00\x04MQTT", &[self.level, self.flags, 0, 60], &texts.concat()])
+        let mut texts = vec![&self.client_id];
+        texts.extend(self.will.iter().flatten());
+        texts.extend([&self.username, &self.password]);
+        let texts: Vec<u8> = texts.into_iter().flat_map(|text| with_length(text)).collect();
+        packet(0x10, &[b"\x00\x04MQTT", &[self.level, self.flags, 0, self.keep_alive], &texts])
     }
 }
 
 /// Seconds since 1970.
 pub(super) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64
 }
 
 /// Has the workload API sign a text; gives base64.

@@ -269,6 +269,16 @@ impl Agent {
         Ok(Self { http: field(&line, "http=")?, process })
     }
 
+    /// Starts `edgewise-agent run` as a module of IoT Edge, whose variables are in `environment`.
+    pub fn start_module(data: &Path, environment: &[(&str, &str)]) -> Result<Self, Failure> {
+        let path = data.display().to_string();
+        let arguments = ["run", "--data", &path, "--http", "127.0.0.1:0"];
+        std::fs::create_dir_all(data).map_err(|error| format!("making {path}: {error}"))?;
+        let mut process = Process::start("edgewise-agent", arguments, environment, &data.join("agent.log"))?;
+        let line = process.wait_for_line("ready")?;
+        Ok(Self { http: field(&line, "http=")?, process })
+    }
+
     /// As [`Agent::start`], with variables in its environment.
     pub fn start_with(
         data: &Path,

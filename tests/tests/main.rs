@@ -20,6 +20,7 @@ mod journey;
 mod ledger;
 mod local;
 mod manifest;
+mod module;
 mod registry_rules;
 mod resume;
 mod shutdown;

@@ -265,7 +265,8 @@ fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
     let token_lifetime =
         reader.value("module.token_lifetime", value::duration(SECOND * 10..=SECOND * 86_400));
     let level = reader.value("log.level", |text| crate::log::check(text).map(|()| text.to_owned()));
-    let format = reader.value("log.format", value::one_of(&[("text", Format::Text), ("json", Format::Json)]));
+    let formats = [("text", Format::Text), ("json", Format::Json), ("iotedge", Format::IotEdge)];
+    let format = reader.value("log.format", value::one_of(&formats));
     Some(Config {
         device: device?,
         data: data?,

@@ -2,8 +2,13 @@
 
 use std::io::IsTerminal;
 
+use jiff::Timestamp;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
@@ -16,6 +21,8 @@ pub enum Format {
     Text,
     /// One JSON object a line.
     Json,
+    /// `<SEVERITY> DATE TIME ZONE text`, which IoT Edge's own log collection filters by time and level.
+    IotEdge,
 }
 
 /// The level of the running log. Cheap to clone.
@@ -46,6 +53,7 @@ pub fn start(log: &Log) -> Result<LogLevel, LogError> {
     let lines = match log.format {
         Format::Text => lines.boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),
+        Format::IotEdge => lines.event_format(IotEdge).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).try_init()?;
     Ok(LogLevel(handle))
@@ -63,6 +71,34 @@ impl LogLevel {
     /// The text is no level.
     pub fn set(&self, level: &str) -> Result<(), LogError> {
         Ok(self.0.reload(filter(level)?)?)
+    }
+}
+
+/// See [`Format::IotEdge`]; the numbers are syslog's.
+struct IotEdge;
+
+impl<S, N> FormatEvent<S, N> for IotEdge
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let metadata = event.metadata();
+        let severity = match *metadata.level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        let time = Timestamp::now().strftime("%Y-%m-%d %H:%M:%S%.3f +00:00");
+        write!(writer, "<{severity}> {time} {}: ", metadata.target())?;
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
     }
 }
 
@@ -99,6 +135,19 @@ mod tests {
         for bad in ["", "loud", "info,", "info,edgewise_agent", "edgewise_agent=loud"] {
             assert!(check(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn iot_edge_finds_severity_and_time_in_a_line() {
+        let lines = tempfile::NamedTempFile::new().unwrap();
+        let layer = fmt::layer().with_ansi(false).event_format(IotEdge).with_writer(lines.reopen().unwrap());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::warn!(model = "m", "busy");
+        });
+        let text = std::fs::read_to_string(lines.path()).unwrap();
+        let (head, rest) = text.split_once(" +00:00 ").unwrap();
+        assert!(head.starts_with("<4> 20") && head.len() == "<4> 2026-11-22 14:21:01.000".len(), "{text}");
+        assert_eq!(rest, "edgewise_agent::log::tests: busy model=\"m\"\n");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cloud_sync::name::ModelName;
 use cloud_sync::session::{self, Event, Identity as Login, Options, PendingLogin, Sender};
@@ -25,6 +26,9 @@ use crate::module::topic::Topics;
 use crate::module::twin::Counts;
 use crate::service::Service;
 use crate::upload::edge_hub::EdgeHub;
+
+/// edgeHub closes a connection that is silent for ten minutes, whatever was agreed, and looks at 1.5 intervals.
+const LONGEST_KEEP_ALIVE: Duration = Duration::from_secs(300);
 
 /// All of it, open and not started.
 pub(super) struct Module {
@@ -59,7 +63,7 @@ impl Module {
         let (sender, events, session) = session::open(Options {
             identity: Login::Issued(Arc::new(login)),
             persistent: true,
-            keep_alive: config.cloud.keep_alive,
+            keep_alive: config.cloud.keep_alive.min(LONGEST_KEEP_ALIVE),
             subscriptions: topics.subscriptions(),
             ..Options::new(broker, client_id)
         })?;

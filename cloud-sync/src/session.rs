@@ -25,7 +25,7 @@ use bytes::Bytes;
 use rumqttc::{AsyncClient, LastWill, MqttOptions, NetworkOptions, QoS};
 use tokio::sync::{mpsc, watch};
 
-pub use broker::{BrokerUrl, BrokerUrlError, Credentials, TlsError, TlsFiles};
+pub use broker::{BrokerUrl, BrokerUrlError, Credentials, TlsError, TlsFiles, system_authorities};
 pub use driver::Driver;
 pub use login::{Identity, Login, PendingLogin};
 

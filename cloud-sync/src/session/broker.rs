@@ -62,7 +62,10 @@ pub enum TlsError {
         source: rustls::pki_types::pem::Error,
     },
     /// The system's authorities can't be read, or there are none.
-    #[error("no authorities are known here; name a file with those of the broker ({0})")]
+    #[error(
+        "no authorities are known here ({0}); install ca-certificates, set SSL_CERT_FILE, or name a file with those \
+         of the broker"
+    )]
     NoAuthorities(String),
     /// A certificate without its key, or the other way round.
     #[error("a client certificate and its key must be given together")]
@@ -133,6 +136,20 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// The authorities that this machine trusts, in DER: the system's, or those that the environment's `SSL_CERT_FILE`
+/// or `SSL_CERT_DIR` names. Blocking: reads files.
+///
+/// # Errors
+/// There are none.
+pub fn system_authorities() -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let why = found.errors.first().map_or("none found".to_owned(), ToString::to_string);
+        return Err(TlsError::NoAuthorities(why));
+    }
+    Ok(found.certs)
+}
+
 impl TlsFiles {
     pub(super) fn transport(&self) -> Result<Transport, TlsError> {
         let mut roots = RootCertStore::empty();
@@ -143,11 +160,9 @@ impl TlsFiles {
                 }
             }
             None => {
-                let found = rustls_native_certs::load_native_certs();
-                let (added, _) = roots.add_parsable_certificates(found.certs);
+                let (added, _) = roots.add_parsable_certificates(system_authorities()?);
                 if added == 0 {
-                    let why = found.errors.first().map_or("none found".to_owned(), ToString::to_string);
-                    return Err(TlsError::NoAuthorities(why));
+                    return Err(TlsError::NoAuthorities("none of them can be read".to_owned()));
                 }
             }
         }

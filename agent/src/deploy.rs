@@ -166,6 +166,11 @@ impl Target {
     fn is(&self, other: &Self) -> bool {
         (self.version, self.digest, &self.settings) == (other.version, other.digest, &other.settings)
     }
+
+    /// Whether this is that same deploy of it.
+    fn repeats(&self, other: &Self) -> bool {
+        self.is(other) && self.deployment == other.deployment
+    }
 }
 
 /// The next state, and what is to be done once it is durable.
@@ -173,6 +178,11 @@ pub fn step(mut state: Deployment, event: Event) -> (Deployment, Vec<Effect>) {
     use Effect::{Abandon, AwaitProof, AwaitRestore, Collect, Fetch, Prove, Restore, Swap, Verify};
     let effects = match event {
         Event::Desired(target) if target == state.target => vec![],
+        // Its bytes lie elsewhere now, as behind a renewed link: nobody has asked for it again.
+        Event::Desired(target) if state.phase == Phase::RolledBack && target.repeats(&state.target) => {
+            state.target = target;
+            vec![]
+        }
         Event::Desired(target) => {
             state.target = target;
             state.repairs = 0;

@@ -21,8 +21,7 @@ use cloud_sync::chunk::ChunkRef;
 use cloud_sync::contract::{Chunk, Fetch, Transfer, Want};
 use cloud_sync::digest::Digest;
 use cloud_sync::limits;
-use tokio::sync::{broadcast, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::broadcast;
 
 use crate::link::Link;
 use crate::vault::{Vault, VaultError};
@@ -77,37 +76,17 @@ impl Fetcher {
     ) -> Result<Transfer, FetchError> {
         let begun = Instant::now();
         let mut transfer = match source {
-            Source::Registry => self.from_registry(digest, size).await?,
-            Source::Https(_) | Source::File(_) => self.from_file(digest, size, source.clone()).await?,
+            Source::Registry => self.over_the_link(digest, size).await?,
+            Source::Https(_) | Source::File(_) => {
+                let (vault, source) = (self.vault.clone(), source.clone());
+                archive::Pull { vault, digest, size, source }.run(Origin::new).await?
+            }
         };
         transfer.fetch_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(transfer)
     }
 
-    async fn from_file(
-        &self,
-        digest: Digest,
-        size: Option<u64>,
-        source: Source,
-    ) -> Result<Transfer, FetchError> {
-        let (vault, stop) = (self.vault.clone(), CancellationToken::new());
-        let _stop = stop.clone().drop_guard();
-        let (answer, transfer) = oneshot::channel();
-        let pull = move || {
-            let pull = archive::Pull { vault: &vault, digest, size, source: &source, stop: &stop };
-            // Nobody waits for the answer when the pull was stopped.
-            let _ = answer.send(Origin::new(&source).and_then(|origin| pull.run(&origin)));
-        };
-        // A thread of its own: it may wait for a silent server, and the end of the process would wait for one of the
-        // runtime's.
-        let started = std::thread::Builder::new().name("fetch".to_owned()).spawn(pull);
-        started.map_err(|error| FetchError::Later(format!("starting a thread: {error}")))?;
-        transfer
-            .await
-            .unwrap_or_else(|_| Err(FetchError::Later("the pull ended without an answer".to_owned())))
-    }
-
-    async fn from_registry(&self, digest: Digest, size: Option<u64>) -> Result<Transfer, FetchError> {
+    async fn over_the_link(&self, digest: Digest, size: Option<u64>) -> Result<Transfer, FetchError> {
         let mut transfer = Transfer::default();
         let vault = self.vault.clone();
         let manifest = match blocking(move || Ok(vault.manifest(&digest))).await? {

@@ -8,12 +8,14 @@
 //! - Memory holds one chunk at a time, beside the manifest.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use cloud_sync::bundle::{Manifest, layout};
 use cloud_sync::chunk::ChunkRef;
 use cloud_sync::contract::Transfer;
 use cloud_sync::digest::Digest;
 use cloud_sync::limits;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::{Origin, Reader};
@@ -25,25 +27,43 @@ use crate::vault::{Vault, VaultError};
 const GAP: u64 = 256 * 1024;
 
 /// What is pulled, and into what.
-pub(super) struct Pull<'a> {
-    pub(super) vault: &'a Vault,
+pub(super) struct Pull {
+    pub(super) vault: Arc<Vault>,
     pub(super) digest: Digest,
     /// The bundle's size in bytes, where it was announced.
     pub(super) size: Option<u64>,
-    pub(super) source: &'a Source,
-    pub(super) stop: &'a CancellationToken,
+    pub(super) source: Source,
 }
 
-impl Pull<'_> {
-    /// Brings the bundle to the disk. Blocking.
-    pub(super) fn run(&self, origin: &Origin) -> Result<Transfer, FetchError> {
-        let mut reader = Reader::new(origin, self.source, self.stop);
+impl Pull {
+    /// Brings the bundle to the disk, out of what `origin` opens. Dropped, it reads no further.
+    pub(super) async fn run(
+        self,
+        origin: impl FnOnce(&Source) -> Result<Origin, FetchError> + Send + 'static,
+    ) -> Result<Transfer, FetchError> {
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        let (answer, transfer) = oneshot::channel();
+        let work = move || {
+            // Nobody waits for the answer when the pull was stopped.
+            let _ = answer.send(origin(&self.source).and_then(|origin| self.read(&origin, &stop)));
+        };
+        // A thread of its own: it may wait for a silent server, and the end of the process would wait for one of the
+        // runtime's.
+        let started = std::thread::Builder::new().name("fetch".to_owned()).spawn(work);
+        started.map_err(|error| FetchError::Later(format!("starting a thread: {error}")))?;
+        let ended = |_| Err(FetchError::Later("the pull ended without an answer".to_owned()));
+        transfer.await.unwrap_or_else(ended)
+    }
+
+    fn read(&self, origin: &Origin, stop: &CancellationToken) -> Result<Transfer, FetchError> {
+        let mut reader = Reader::new(origin, &self.source, stop);
         let encoded = match self.vault.encoded_manifest(&self.digest) {
             Some(encoded) => encoded,
             None => self.manifest(&mut reader)?,
         };
         let manifest = Manifest::decode(&encoded).map_err(VaultError::from)?;
-        let missing = prepare(self.vault, &manifest, self.size)?;
+        let missing = prepare(&self.vault, &manifest, self.size)?;
         let missing_bytes = missing.iter().map(|chunk| u64::from(chunk.size)).sum();
         let mut missing: HashSet<Digest> = missing.iter().map(|chunk| chunk.digest).collect();
         let places: Vec<(u64, ChunkRef)> = layout::chunk_places(&manifest, encoded.len())

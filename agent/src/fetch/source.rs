@@ -46,10 +46,15 @@ impl FromStr for Source {
             Ok(Self::Registry)
         } else if text.starts_with("https://") {
             let uri: Uri = text.parse().map_err(|_| SourceError("it is no URL"))?;
-            if uri.host().is_none_or(str::is_empty) || uri.path() == "/" || text.contains('#') {
-                return Err(SourceError("the URL names no file"));
+            let is_server = uri.authority().is_some_and(|authority| {
+                let has_port = !authority.as_str().ends_with(authority.host());
+                !authority.host().is_empty() && (!has_port || authority.port_u16().is_some())
+            });
+            if is_server && uri.path() != "/" && !text.contains('#') {
+                Ok(Self::Https(text.to_owned()))
+            } else {
+                Err(SourceError("the URL names no file on a server"))
             }
-            Ok(Self::Https(text.to_owned()))
         } else if let Some(path) = text.strip_prefix("file://") {
             let path = percent_decode_str(path).decode_utf8().map_err(|_| SourceError("it is no UTF-8"))?;
             let is_file = path.starts_with('/') && !path.ends_with('/') && !path.contains(char::is_control);

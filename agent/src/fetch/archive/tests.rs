@@ -4,17 +4,20 @@ mod server;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use cloud_sync::bundle::Bundle;
 
 use super::*;
+use crate::fetch::https::Https;
 use server::Server;
 
 /// A device's disk, and a bundle to bring to it.
 struct Fixture {
     directory: tempfile::TempDir,
-    vault: Vault,
+    vault: Arc<Vault>,
     digest: Digest,
     size: u64,
     archive: Vec<u8>,
@@ -23,7 +26,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let vault = Vault::open(&directory.path().join("vault"), 1 << 30).unwrap();
+        let vault = Arc::new(Vault::open(&directory.path().join("vault"), 1 << 30).unwrap());
         let mut fixture = Self { directory, vault, digest: Digest::of(b""), size: 0, archive: Vec::new() };
         fixture.version(&noise(1, 1_500_000));
         fixture
@@ -40,10 +43,12 @@ impl Fixture {
         self.vault.keep(BTreeSet::from([self.digest]));
     }
 
+    fn order(&self, size: Option<u64>, source: &str) -> Pull {
+        Pull { vault: self.vault.clone(), digest: self.digest, size, source: source.parse().unwrap() }
+    }
+
     fn pull(&self, origin: &Origin, source: &str) -> Result<Transfer, FetchError> {
-        let (source, stop) = (source.parse().unwrap(), CancellationToken::new());
-        let size = Some(self.size);
-        Pull { vault: &self.vault, digest: self.digest, size, source: &source, stop: &stop }.run(origin)
+        self.order(Some(self.size), source).read(origin, &CancellationToken::new())
     }
 
     fn pull_from(&self, server: &Server) -> Result<Transfer, FetchError> {
@@ -89,7 +94,7 @@ fn a_bundle_comes_whole_and_by_its_user() {
         assert!(head.contains("\r\nauthorization: Basic dXNlcjpwQHNz\r\n"), "{head}");
     }
     // Header, manifest, and all chunks at once.
-    assert_eq!(state.requests.len(), 3, "{:?}", state.requests);
+    assert_eq!((state.requests.len(), state.connections), (3, 1), "{:?}", state.requests);
 }
 
 #[test]
@@ -232,16 +237,36 @@ fn a_server_that_nobody_vouches_for_is_refused() {
 }
 
 #[test]
+fn the_authorities_of_the_environment_are_trusted() {
+    const URL: &str = "EDGEWISE_TEST_URL";
+    if let Ok(url) = std::env::var(URL) {
+        Https::new(&url).unwrap().open(0..512).unwrap();
+        return;
+    }
+    // Again in a process of its own, since the environment is one for all tests of this one.
+    let server = Server::start(vec![7; 1000]);
+    let in_environment = |authorities: PathBuf| {
+        let name = "fetch::archive::tests::the_authorities_of_the_environment_are_trusted";
+        let mut test = std::process::Command::new(std::env::current_exe().unwrap());
+        test.args(["--exact", name]).env(URL, server.url()).env("NO_PROXY", "*");
+        test.env("SSL_CERT_FILE", authorities).output().unwrap().status.success()
+    };
+    assert!(in_environment(server.authority()));
+    assert!(!in_environment(Server::start(Vec::new()).authority()));
+}
+
+#[test]
 fn a_bundle_comes_from_a_file() {
     let fixture = Fixture::new();
     let path = fixture.directory.path().join("x.bundle");
-    let pull = |path: &PathBuf| {
-        let source = Source::File(path.clone());
-        fixture.pull(&Origin::new(&source).unwrap(), &String::from(source))
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let pull = |path: &Path| {
+        let order = fixture.order(None, &format!("file://{}", path.display()));
+        runtime.block_on(order.run(Origin::new))
     };
     let why = later(pull(&path));
     assert!(why.contains("x.bundle: it is not there; is its directory mounted?"), "{why}");
-    assert!(later(pull(&fixture.directory.path().to_owned())).contains("it is no file"));
+    assert!(later(pull(fixture.directory.path())).contains("it is no file"));
     fs::write(&path, &fixture.archive[..1_000_000]).unwrap();
     assert!(later(pull(&path)).contains("it ends at byte 1000000"));
     fs::write(&path, &fixture.archive).unwrap();
@@ -250,23 +275,32 @@ fn a_bundle_comes_from_a_file() {
     assert!(transfer.fetched_bytes < 600_000, "what came before is not read again: {transfer:?}");
 }
 
+#[tokio::test]
+async fn a_pull_that_nobody_waits_for_stops() {
+    let fixture = Fixture::new();
+    let server = Server::start(fixture.archive.clone());
+    let (here, at) = mpsc::channel();
+    let (go, on) = mpsc::channel();
+    server.state.lock().unwrap().hold = Some((here, on));
+    let origin = server.origin(&server.url());
+    let pull = tokio::spawn(fixture.order(None, &server.url()).run(move |_| Ok(origin)));
+    let wait = |at: mpsc::Receiver<()>| {
+        tokio::task::spawn_blocking(move || (at.recv_timeout(Duration::from_secs(20)), at))
+    };
+    let (reached, at) = wait(at).await.unwrap();
+    reached.unwrap();
+    pull.abort();
+    assert!(pull.await.unwrap_err().is_cancelled());
+    go.send(()).unwrap();
+    assert_eq!(wait(at).await.unwrap().0, Err(mpsc::RecvTimeoutError::Disconnected), "it leaves the server");
+    assert!(!fixture.is_here(), "with the rest unread");
+}
+
 #[test]
-fn what_is_announced_wrong_or_no_longer_wanted_does_not_come() {
+fn a_bundle_of_another_size_than_announced_never_comes() {
     let mut fixture = Fixture::new();
     let server = Server::start(fixture.archive.clone());
-    let (source, stop) = (server.url().parse().unwrap(), CancellationToken::new());
-    stop.cancel();
-    let pull =
-        Pull { vault: &fixture.vault, digest: fixture.digest, size: None, source: &source, stop: &stop };
-    assert!(later(pull.run(&server.origin(&server.url()))).contains("no longer wanted"));
-    assert!(server.state.lock().unwrap().requests.is_empty());
-
     fixture.size += 1;
     let refused = fixture.pull_from(&server);
     assert!(matches!(&refused, Err(FetchError::Never(why)) if why.contains("were announced")), "{refused:?}");
-    let stop = CancellationToken::new();
-    let pull =
-        Pull { vault: &fixture.vault, digest: fixture.digest, size: None, source: &source, stop: &stop };
-    pull.run(&server.origin(&server.url())).unwrap();
-    assert!(fixture.is_here(), "a size that is not known is none to compare with");
 }

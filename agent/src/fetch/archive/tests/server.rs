@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,6 +17,8 @@ use crate::fetch::reader::Origin;
 
 pub(super) struct Server {
     port: u16,
+    /// Holds the certificate, as PEM.
+    directory: tempfile::TempDir,
     certificate: CertificateDer<'static>,
     pub(super) state: Arc<Mutex<State>>,
 }
@@ -30,6 +32,10 @@ pub(super) struct State {
     pub(super) instead: Option<String>,
     /// How many bytes of each of the next answers go out before the connection breaks.
     pub(super) cuts: VecDeque<Option<usize>>,
+    /// Where it stops in the middle of the next long answer: says so, and goes on when told to. What it says with
+    /// is dropped when the connection is gone.
+    pub(super) hold: Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>,
+    pub(super) connections: usize,
     /// The heads of the requests.
     pub(super) requests: Vec<String>,
     /// Bytes of the file that went out.
@@ -53,16 +59,22 @@ impl Server {
         let shared = state.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
+                shared.lock().unwrap().connections += 1;
                 let (config, state) = (config.clone(), shared.clone());
                 // A connection that the client gives up is no matter of the server's.
                 std::thread::spawn(move || serve(stream.unwrap(), config, &state).ok());
             }
         });
-        Self { port, certificate, state }
+        Self { port, directory, certificate, state }
     }
 
     pub(super) fn url(&self) -> String {
         format!("https://127.0.0.1:{}/models/x.bundle", self.port)
+    }
+
+    /// The file that makes it trusted.
+    pub(super) fn authority(&self) -> PathBuf {
+        self.directory.path().join("server.pem")
     }
 
     pub(super) fn origin(&self, url: &str) -> Origin {
@@ -83,6 +95,7 @@ impl Server {
 fn serve(stream: TcpStream, config: Arc<ServerConfig>, state: &Mutex<State>) -> std::io::Result<()> {
     let connection = ServerConnection::new(config).map_err(std::io::Error::other)?;
     let mut stream = BufReader::new(StreamOwned::new(connection, stream));
+    let mut held = None;
     loop {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
@@ -92,7 +105,19 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, state: &Mutex<State>) -> 
         }
         let (answer, body, is_cut) = answer(&mut state.lock().unwrap(), head);
         stream.get_mut().write_all(answer.as_bytes())?;
-        stream.get_mut().write_all(&body)?;
+        let mut body = body.as_slice();
+        if body.len() > 100_000 && held.is_none() {
+            held = state.lock().unwrap().hold.take();
+            if let Some((here, on)) = &held {
+                let (first, rest) = body.split_at(body.len() / 2);
+                stream.get_mut().write_all(first)?;
+                stream.get_mut().flush()?;
+                here.send(()).unwrap();
+                on.recv().unwrap();
+                body = rest;
+            }
+        }
+        stream.get_mut().write_all(body)?;
         stream.get_mut().flush()?;
         if is_cut {
             return Ok(());

@@ -117,14 +117,15 @@ fn options_are_cut_at_512_characters_and_bounded() {
 
 #[test]
 fn what_could_not_work_is_refused_with_what_to_do() {
-    let refused = |change: &dyn Fn(&mut Deployment)| {
+    type Change<'a> = &'a dyn Fn(&mut Deployment);
+    let refused = |change: Change<'_>| {
         let mut deployment = deployment();
         change(&mut deployment);
         let why = deployment.standard(None).unwrap_err();
         assert_eq!(deployment.layered(), Err(why.clone()));
         why.to_string()
     };
-    let cases: [(&dyn Fn(&mut Deployment), &str); 8] = [
+    let cases: [(Change<'_>, &str); 8] = [
         (&|d| d.models.extend(d.models.clone()), "load is given twice"),
         (&|d| d.routes.push("a:other:b".parse().unwrap()), "goes through other"),
         (&|d| d.feeds.push("a/outputs/b=c".parse().unwrap()), "--route c:MODEL:OUTPUT"),

@@ -14,6 +14,7 @@ use engine::{LoadOptions, Provider};
 
 use crate::config::{self, Flag, STANDARD_FILE, Sources};
 use crate::error::{EXIT_CODES, Error};
+use crate::module::identity::{self, Identity};
 
 /// Largest file of inputs: a full-HD image of three channels as JSON takes half of it.
 const MAX_INPUT_BYTES: u64 = 64 << 20;
@@ -105,10 +106,14 @@ pub fn main() -> ExitCode {
 }
 
 fn run(configuration: &Configuration) -> Result<(), Error> {
-    let config = config::load(&configuration.sources()).config?;
-    config.has_something_to_serve()?;
+    let sources = configuration.sources();
+    let config = config::load(&sources).config?;
+    let identity = Identity::from_environment(&sources.environment, config.module)?;
+    if identity.is_none() {
+        config.has_something_to_serve()?;
+    }
     let log_level = crate::log::start(&config.log)?;
-    Ok(crate::app::run(config, log_level)?)
+    Ok(crate::app::run(config, identity, log_level)?)
 }
 
 impl Configuration {
@@ -126,12 +131,15 @@ impl Configuration {
             Some(Flag { name, key, value: value.as_ref()?.clone() })
         };
         let standard = || Some(PathBuf::from(STANDARD_FILE)).filter(|path| path.exists());
+        let environment: Vec<_> = std::env::vars_os().collect();
+        // A container's own host name is another one after each update.
+        let host_name = identity::name(&environment).or_else(|| sysinfo::System::host_name().ok());
         Sources {
             file: self.config.clone().or_else(|| variable("EDGEWISE_CONFIG")).or_else(standard),
-            environment: std::env::vars_os().collect(),
+            environment,
             flags: flags.into_iter().filter_map(given).collect(),
             local: self.local.clone(),
-            host_name: sysinfo::System::host_name().ok(),
+            host_name,
         }
     }
 }

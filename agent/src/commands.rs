@@ -68,7 +68,7 @@ pub struct Commands {
 }
 
 /// A status as in HTTP, and the result or `{"error": …}`.
-type Answer = (u16, Value);
+pub type Answer = (u16, Value);
 
 impl Commands {
     /// Runs a command and answers it.
@@ -79,11 +79,12 @@ impl Commands {
             true => LONGEST,
             false => Duration::from_millis(command.deadline.saturating_sub(now)).min(LONGEST),
         };
-        let (status, result) = self.answer(&command.name, &command.arguments, left).await;
+        let (status, result) = self.perform(&command.name, &command.arguments, left).await;
         Reply { id: command.id.clone(), status, result }
     }
 
-    async fn answer(&self, name: &str, arguments: &Map<String, Value>, left: Duration) -> Answer {
+    /// Does what a command says; what waits for something else waits no longer than `left`.
+    pub async fn perform(&self, name: &str, arguments: &Map<String, Value>, left: Duration) -> Answer {
         let Some((_, name)) = Name::ALL.iter().find(|(known, _)| *known == name) else {
             let known: Vec<&str> = Name::ALL.iter().map(|(known, _)| *known).collect();
             return wrong(

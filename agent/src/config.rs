@@ -11,10 +11,10 @@ mod layers;
 mod mistake;
 mod reader;
 mod route;
+pub(crate) mod value;
 
 use std::ffi::OsString;
-use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,11 +24,12 @@ use cloud_sync::session::{BrokerUrl, Credentials, TlsFiles};
 use cloud_sync::topic::Root;
 use engine::{LoadOptions, Provider};
 
+pub(crate) use mistake::nearest;
 pub use mistake::{ConfigError, Mistake, Place};
 pub use route::Route;
 
 use crate::log::Format;
-use crate::settings::{MAX_INSTANCES, MAX_QUEUE, Settings};
+use crate::settings::{MAX_INSTANCES, MAX_QUEUE, MAX_THREADS, Settings};
 use layers::Layers;
 use reader::Reader;
 
@@ -107,6 +108,8 @@ pub struct Config {
     pub upload_interval: Duration,
     /// What is logged, and how.
     pub log: Log,
+    /// How it signs in with edgeHub, as a module of Azure IoT Edge.
+    pub module: Module,
     /// Local MQTT routes.
     pub routes: Vec<Route>,
     /// Bundles to serve without a cloud.
@@ -114,7 +117,7 @@ pub struct Config {
 }
 
 /// The link to the cloud.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cloud {
     /// Its broker; `None` where the agent has no cloud.
     pub broker: Option<BrokerUrl>,
@@ -156,6 +159,15 @@ pub struct Engine {
     pub onnxruntime: Option<PathBuf>,
     /// Longest time from request to answer.
     pub timeout: Duration,
+}
+
+/// How the agent signs in with edgeHub, as a module of Azure IoT Edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Module {
+    /// The port of edgeHub's MQTT head.
+    pub port: u16,
+    /// How long one token is good.
+    pub token_lifetime: Duration,
 }
 
 /// What is logged, and how.
@@ -231,14 +243,11 @@ impl Config {
 
 const LOCAL: Place = Place::Flag("--local");
 
-/// What MQTT can carry.
-const MAX_PASSWORD_BYTES: u64 = 65_535;
-
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Reads every key; the routes have sections of their own. `None`: something is wrong, and kept in `reader`.
 fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
-    let device = reader.value("device", reader::parsed::<DeviceId>);
+    let device = reader.value("device", value::parsed::<DeviceId>);
     let data = reader.value("data", |text| match text {
         "" => Err("must name a directory".to_owned()),
         text => Ok(PathBuf::from(text)),
@@ -246,15 +255,17 @@ fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
     let cloud = read_cloud(reader);
     let http = read_http(reader);
     let engine = read_engine(reader);
-    let enabled = reader.value("collect.enabled", reader::boolean);
-    let rate = reader.value("collect.rate", reader::number(0.0..=1.0));
-    let spool_max_bytes = reader.value("spool.max_bytes", reader::bytes(8 << 20..=1 << 40));
-    let vault_max_bytes = reader.value("vault.max_bytes", reader::bytes(16 << 20..=1 << 40));
+    let enabled = reader.value("collect.enabled", value::boolean);
+    let rate = reader.value("collect.rate", value::number(0.0..=1.0));
+    let spool_max_bytes = reader.value("spool.max_bytes", value::bytes(8 << 20..=1 << 40));
+    let vault_max_bytes = reader.value("vault.max_bytes", value::bytes(16 << 20..=1 << 40));
     let upload_interval =
-        reader.value("upload.interval", reader::duration(SECOND / 10..=SECOND.saturating_mul(3600)));
+        reader.value("upload.interval", value::duration(SECOND / 10..=SECOND.saturating_mul(3600)));
+    let port = reader.value("module.port", value::number(1..=u16::MAX));
+    let token_lifetime =
+        reader.value("module.token_lifetime", value::duration(SECOND * 10..=SECOND * 86_400));
     let level = reader.value("log.level", |text| crate::log::check(text).map(|()| text.to_owned()));
-    let format =
-        reader.value("log.format", reader::one_of(&[("text", Format::Text), ("json", Format::Json)]));
+    let format = reader.value("log.format", value::one_of(&[("text", Format::Text), ("json", Format::Json)]));
     Some(Config {
         device: device?,
         data: data?,
@@ -266,24 +277,27 @@ fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
         vault_max_bytes: vault_max_bytes?,
         upload_interval: upload_interval?,
         log: Log { level: level?, format: format? },
+        module: Module { port: port?, token_lifetime: token_lifetime? },
         routes: Vec::new(),
         local: local.to_vec(),
     })
 }
 
 fn read_cloud(reader: &mut Reader<'_>) -> Option<Cloud> {
-    let broker = reader.optional("cloud.broker", reader::broker);
-    let root = reader.value("cloud.root", reader::parsed::<Root>);
+    let broker = reader.optional("cloud.broker", value::broker);
+    let root = reader.value("cloud.root", value::parsed::<Root>);
     let username = reader.optional("cloud.username", |text| Ok(text.to_owned()));
-    let password = reader.optional("cloud.password_file", password);
-    let authorities = reader.optional("cloud.authorities", reader::file);
-    let certificate = reader.optional("cloud.certificate", reader::file);
-    let key = reader.optional("cloud.key", reader::file);
-    let keep_alive = reader.value("cloud.keep_alive", reader::duration(SECOND * 5..=SECOND * 1200));
-    let insecure_remote = reader.value("cloud.insecure_remote", reader::boolean);
+    let password = reader.optional("cloud.password_file", value::password);
+    let authorities = reader.optional("cloud.authorities", value::file);
+    let certificate = reader.optional("cloud.certificate", value::file);
+    let key = reader.optional("cloud.key", value::file);
+    let keep_alive = reader.value("cloud.keep_alive", value::duration(value::KEEP_ALIVE));
+    let insecure_remote = reader.value("cloud.insecure_remote", value::boolean);
 
-    if let (Some(Some(broker)), Some(insecure)) = (&broker, insecure_remote) {
-        refuse_unencrypted(reader, "cloud", broker, insecure);
+    if let (Some(Some(broker)), Some(insecure)) = (&broker, insecure_remote)
+        && let Err(what) = value::encrypted(broker, insecure, "cloud.insecure_remote")
+    {
+        reader.wrong("cloud.broker", what);
     }
     if let (Some(certificate), Some(key)) = (&certificate, &key)
         && certificate.is_some() != key.is_some()
@@ -310,12 +324,12 @@ fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
         text.parse::<SocketAddr>()
             .map_err(|_| format!("{text:?} must be an address and a port, such as 127.0.0.1:8000"))
     });
-    let insecure_remote = reader.value("http.insecure_remote", reader::boolean);
+    let insecure_remote = reader.value("http.insecure_remote", value::boolean);
     let max_body_bytes = reader.value("http.max_body_bytes", |text| {
-        let bytes = reader::bytes(1 << 10..=1 << 30)(text)?;
+        let bytes = value::bytes(1 << 10..=1 << 30)(text)?;
         usize::try_from(bytes).map_err(|_| format!("{text:?} is more than this device can address"))
     });
-    let score_model = reader.optional("http.score_model", reader::parsed::<ModelName>);
+    let score_model = reader.optional("http.score_model", value::parsed::<ModelName>);
     let cors_origins = reader.optional("http.cors_origins", |text| {
         Ok(text.split(',').map(|origin| origin.trim().to_owned()).collect::<Vec<_>>())
     });
@@ -338,12 +352,12 @@ fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
 }
 
 fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {
-    let provider = reader.value("engine.provider", reader::parsed::<Provider>);
-    let threads = reader.value("engine.threads", reader::number(0..=256));
-    let instances = reader.value("engine.instances", reader::number(1..=MAX_INSTANCES));
-    let queue = reader.value("engine.queue", reader::number(1..=MAX_QUEUE));
-    let onnxruntime = reader.optional("engine.onnxruntime", reader::file);
-    let timeout = reader.value("engine.timeout", reader::duration(SECOND / 1000..=SECOND * 3600));
+    let provider = reader.value("engine.provider", value::parsed::<Provider>);
+    let threads = reader.value("engine.threads", value::number(0..=MAX_THREADS));
+    let instances = reader.value("engine.instances", value::number(1..=MAX_INSTANCES));
+    let queue = reader.value("engine.queue", value::number(1..=MAX_QUEUE));
+    let onnxruntime = reader.optional("engine.onnxruntime", value::file);
+    let timeout = reader.value("engine.timeout", value::duration(SECOND / 1000..=SECOND * 3600));
     Some(Engine {
         provider: provider?,
         threads: threads?,
@@ -352,34 +366,6 @@ fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {
         onnxruntime: onnxruntime?,
         timeout: timeout?,
     })
-}
-
-/// The password in a file, without the line end that editors leave.
-fn password(text: &str) -> Result<String, String> {
-    let describe = |error: std::io::Error| format!("reading {text:?}: {error}");
-    let mut password = String::new();
-    let file = std::fs::File::open(reader::file(text)?).map_err(describe)?;
-    file.take(MAX_PASSWORD_BYTES + 1).read_to_string(&mut password).map_err(describe)?;
-    if password.len() as u64 > MAX_PASSWORD_BYTES {
-        return Err(format!("{text:?} is larger than {MAX_PASSWORD_BYTES} bytes"));
-    }
-    password.truncate(password.trim_end_matches(['\r', '\n']).len());
-    if password.is_empty() { Err(format!("{text:?} holds no password")) } else { Ok(password) }
-}
-
-/// What goes to a broker elsewhere is encrypted, unless `SECTION.insecure_remote` says otherwise.
-fn refuse_unencrypted(reader: &mut Reader<'_>, section: &str, broker: &BrokerUrl, insecure: bool) {
-    if !broker.tls && !is_loopback(&broker.host) && !insecure {
-        let what = format!(
-            "{broker} is unencrypted and not on this device: use mqtts://, or set {section}.insecure_remote = true \
-             in a closed network"
-        );
-        reader.wrong(&format!("{section}.broker"), what);
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// The host name as a device id, where no id is configured. What a topic can't hold becomes a dash.

@@ -21,6 +21,8 @@ use cloud_sync::contract::{DesiredModel, ModelSettings, Phase};
 use cloud_sync::digest::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::fetch::Source;
+
 /// How often the process may die while it loads the serving version before that version is given up: once can
 /// be a power cut, three times in a row is the model.
 pub const MAX_RESTORES: u32 = 3;
@@ -35,8 +37,11 @@ pub struct Target {
     pub version: u64,
     /// The digest of its bundle.
     pub digest: Digest,
-    /// The size of its bundle in bytes.
-    pub size: u64,
+    /// The size of its bundle in bytes, where that was said.
+    pub size: Option<u64>,
+    /// Where its bundle comes from.
+    #[serde(default)]
+    pub source: Source,
     /// How to run it.
     pub settings: ModelSettings,
     /// Which deploy this is: the same version may be tried again.
@@ -151,14 +156,15 @@ impl From<&DesiredModel> for Target {
     fn from(model: &DesiredModel) -> Self {
         let settings = model.settings.clone();
         let (version, deployment) = (model.version, model.deployment);
-        Self { version, digest: model.digest, size: model.size, settings, deployment }
+        let (digest, size) = (model.digest, Some(model.size));
+        Self { version, digest, size, source: Source::Registry, settings, deployment }
     }
 }
 
 impl Target {
-    /// Whether this is that version, run alike; which deploy it came with does not matter.
+    /// Whether this is that version, run alike: the same bytes, whichever deploy they came with and wherever from.
     fn is(&self, other: &Self) -> bool {
-        Self { deployment: other.deployment, ..self.clone() } == *other
+        (self.version, self.digest, &self.settings) == (other.version, other.digest, &other.settings)
     }
 }
 

@@ -8,6 +8,7 @@ use engine::{LoadError, ScoreError};
 
 use crate::config::ConfigError;
 use crate::log::LogError;
+use crate::module::identity::IdentityError;
 
 /// The exit codes, as `--help` prints them.
 pub const EXIT_CODES: &str = "\
@@ -24,6 +25,9 @@ pub enum Error {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The environment makes no module of IoT Edge.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The log can't be started.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -69,7 +73,7 @@ impl Error {
             | Self::Input { .. }
             | Self::Score(_)
             | Self::Check(_) => 65,
-            Self::Config(_) => 78,
+            Self::Config(_) | Self::Identity(_) => 78,
         }
     }
 }

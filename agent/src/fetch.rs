@@ -1,10 +1,16 @@
-//! Pulling a bundle over the link: asks for pieces, a bounded window at a time, until all are on the disk.
+//! Pulling a bundle: from the registry over the link, or from a `.bundle` file on a server or on this machine.
+//!
+//! Over the link it asks for pieces, a bounded window at a time; out of a file it reads what is missing ([`archive`]).
 //!
 //! Invariants:
 //! - What is on the disk is never asked for again, across reconnects and restarts.
 //! - Memory holds at most one window of pieces, whatever the bundle's size.
 //! - A piece that does not come, or comes wrong, is asked for again; a link that is away is waited for.
 
+mod archive;
+mod https;
+mod reader;
+mod source;
 mod window;
 
 use std::sync::Arc;
@@ -15,11 +21,15 @@ use cloud_sync::chunk::ChunkRef;
 use cloud_sync::contract::{Chunk, Fetch, Transfer, Want};
 use cloud_sync::digest::Digest;
 use cloud_sync::limits;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::link::Link;
 use crate::vault::{Vault, VaultError};
+use reader::Origin;
 use window::Window;
+
+pub use source::{MAX_SOURCE_BYTES, Source, SourceError};
 
 /// How often the window is looked at when nothing arrives: lost pieces are noticed that much late.
 const TICK: Duration = Duration::from_millis(500);
@@ -38,7 +48,7 @@ pub struct Fetcher {
 /// Why a bundle did not come.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// It may come later: the link or the registry has to recover, or the disk has to get room.
+    /// It may come later: the link, the registry or the file has to be put right, or the disk has to get room.
     #[error("{0}")]
     Later(String),
     /// It can never be taken here.
@@ -57,31 +67,58 @@ impl Fetcher {
         let _ = self.arrivals.send(Arc::new(chunk));
     }
 
-    /// Brings the bundle `digest` of `size` bytes to the disk. It must be among those that the vault keeps.
-    pub async fn fetch(&self, digest: Digest, size: u64) -> Result<Transfer, FetchError> {
+    /// Brings the bundle `digest` to the disk, from `source`. Its `size` in bytes is compared where it is known. It
+    /// must be among those that the vault keeps. Dropped, it stops.
+    pub async fn fetch(
+        &self,
+        digest: Digest,
+        size: Option<u64>,
+        source: &Source,
+    ) -> Result<Transfer, FetchError> {
         let begun = Instant::now();
+        let mut transfer = match source {
+            Source::Registry => self.from_registry(digest, size).await?,
+            Source::Https(_) | Source::File(_) => self.from_file(digest, size, source.clone()).await?,
+        };
+        transfer.fetch_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(transfer)
+    }
+
+    async fn from_file(
+        &self,
+        digest: Digest,
+        size: Option<u64>,
+        source: Source,
+    ) -> Result<Transfer, FetchError> {
+        let (vault, stop) = (self.vault.clone(), CancellationToken::new());
+        let _stop = stop.clone().drop_guard();
+        let (answer, transfer) = oneshot::channel();
+        let pull = move || {
+            let pull = archive::Pull { vault: &vault, digest, size, source: &source, stop: &stop };
+            // Nobody waits for the answer when the pull was stopped.
+            let _ = answer.send(Origin::new(&source).and_then(|origin| pull.run(&origin)));
+        };
+        // A thread of its own: it may wait for a silent server, and the end of the process would wait for one of the
+        // runtime's.
+        let started = std::thread::Builder::new().name("fetch".to_owned()).spawn(pull);
+        started.map_err(|error| FetchError::Later(format!("starting a thread: {error}")))?;
+        transfer
+            .await
+            .unwrap_or_else(|_| Err(FetchError::Later("the pull ended without an answer".to_owned())))
+    }
+
+    async fn from_registry(&self, digest: Digest, size: Option<u64>) -> Result<Transfer, FetchError> {
         let mut transfer = Transfer::default();
         let vault = self.vault.clone();
         let manifest = match blocking(move || Ok(vault.manifest(&digest))).await? {
             Some(manifest) => manifest,
             None => self.manifest(digest, &mut transfer).await?,
         };
-        if manifest.size() != size {
-            return Err(FetchError::Never(format!(
-                "the bundle has {} bytes, {size} were announced",
-                manifest.size()
-            )));
-        }
         let (vault, wanted) = (self.vault.clone(), manifest.clone());
-        let missing = blocking(move || {
-            vault.make_room()?;
-            Ok(vault.missing(&wanted))
-        })
-        .await?;
+        let missing = blocking(move || prepare(&vault, &wanted, size)).await?;
         let missing_bytes = missing.iter().map(|chunk| u64::from(chunk.size)).sum::<u64>();
         transfer.shared_bytes = manifest.size().saturating_sub(missing_bytes);
         self.chunks(missing, &mut transfer).await?;
-        transfer.fetch_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(transfer)
     }
 
@@ -100,7 +137,7 @@ impl Fetcher {
                     tracing::warn!(%digest, "a chunk came with other bytes than its name says; asking again");
                     pull.window.again(&want);
                 }
-                Err(error) => return Err(classify(error)),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -131,7 +168,7 @@ impl Fetcher {
             Err(VaultError::Foreign(_)) => {
                 Err(FetchError::Later("its manifest came with other bytes than its name says".to_owned()))
             }
-            Err(error) => Err(classify(error)),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -196,22 +233,34 @@ impl<'a> Pull<'a> {
     }
 }
 
+/// Makes room for a bundle whose manifest is on the disk: the chunks that it lacks.
+fn prepare(vault: &Vault, manifest: &Manifest, size: Option<u64>) -> Result<Vec<ChunkRef>, FetchError> {
+    if let Some(size) = size.filter(|size| *size != manifest.size()) {
+        let has = manifest.size();
+        return Err(FetchError::Never(format!("the bundle has {has} bytes, {size} were announced")));
+    }
+    vault.make_room()?;
+    Ok(vault.missing(manifest))
+}
+
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, VaultError> + Send + 'static,
+    work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
 ) -> Result<T, FetchError> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(classify),
+        Ok(result) => result,
         Err(error) => Err(FetchError::Later(error.to_string())),
     }
 }
 
-fn classify(error: VaultError) -> FetchError {
-    match error {
-        // Room may come: other models go, or the budget is raised.
-        VaultError::Io { .. }
-        | VaultError::Foreign(_)
-        | VaultError::Incomplete(..)
-        | VaultError::Budget { .. } => FetchError::Later(error.to_string()),
-        VaultError::Bundle(_) => FetchError::Never(error.to_string()),
+impl From<VaultError> for FetchError {
+    fn from(error: VaultError) -> Self {
+        match error {
+            // Room may come: other models go, or the budget is raised.
+            VaultError::Io { .. }
+            | VaultError::Foreign(_)
+            | VaultError::Incomplete(..)
+            | VaultError::Budget { .. } => Self::Later(error.to_string()),
+            VaultError::Bundle(_) => Self::Never(error.to_string()),
+        }
     }
 }

@@ -13,6 +13,7 @@
 //! | [`capture`], [`spool`], [`upload`] | a row's way from the score to the cloud |
 //! | [`commands`], [`health`] | what the cloud may ask, and what the device says of itself |
 //! | [`metrics`], [`exposition`] | what is counted, as Prometheus reads it |
+//! | [`module`] | the agent as a module of Azure IoT Edge |
 //! | [`cli`], [`config`], [`log`], [`error`] | the command line, what it is told, how it speaks and ends |
 //! | [`durable`] | files that survive a power cut |
 
@@ -32,6 +33,7 @@ pub mod http;
 pub mod link;
 pub mod log;
 pub mod metrics;
+pub mod module;
 pub mod routes;
 pub mod scorer;
 pub mod service;

@@ -2,9 +2,11 @@
 //!
 //! The seam for other clouds: everything above speaks in [`Order`]s and in the messages of the contract; only
 //! this file knows on which topics they travel, and [`cloud_sync::session`] does all the I/O.
+//!
+//! A link may have no cloud, and may get one or another while the agent runs: then it is attached to another session.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use cloud_sync::contract::{
@@ -22,6 +24,15 @@ pub struct Address {
     pub root: Root,
     /// This device.
     pub device: DeviceId,
+}
+
+/// The cloud's registry, as one device speaks to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry {
+    /// The name under which it knows this device.
+    pub device: DeviceId,
+    /// Where it is, and how it is trusted.
+    pub cloud: crate::config::Cloud,
 }
 
 /// What the cloud says.
@@ -42,12 +53,18 @@ pub enum Order {
 }
 
 /// The sending end. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Link {
-    address: Address,
-    sender: Sender,
+    line: Arc<RwLock<Option<Line>>>,
     /// Messages that could not be believed.
     refused: Arc<AtomicU64>,
+}
+
+/// A session, and the address that it was made with.
+#[derive(Clone)]
+struct Line {
+    address: Address,
+    sender: Sender,
 }
 
 /// Why a message did not leave.
@@ -77,9 +94,19 @@ impl Address {
 }
 
 impl Link {
-    /// A link over a session that was made with this address.
-    pub fn new(address: Address, sender: Sender) -> Self {
-        Self { address, sender, refused: Arc::default() }
+    /// Goes on over a session that was made with this address.
+    pub fn attach(&self, address: Address, sender: Sender) {
+        *self.line.write().unwrap_or_else(PoisonError::into_inner) = Some(Line { address, sender });
+    }
+
+    /// Goes on without a cloud.
+    pub fn detach(&self) {
+        *self.line.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether there is a cloud, connected or not.
+    pub fn is_attached(&self) -> bool {
+        self.line().is_some()
     }
 
     /// What an event of the session orders. `None` for what is not for us or can't be believed; the latter is
@@ -123,12 +150,12 @@ impl Link {
 
     /// Whether the link is up.
     pub fn is_online(&self) -> bool {
-        self.sender.is_online()
+        self.line().is_some_and(|line| line.sender.is_online())
     }
 
     /// What the session has been through.
-    pub fn counters(&self) -> &Counters {
-        self.sender.counters()
+    pub fn counters(&self) -> Option<Arc<Counters>> {
+        self.line().map(|line| line.sender.counters().clone())
     }
 
     /// Messages that could not be believed.
@@ -137,12 +164,19 @@ impl Link {
     }
 
     async fn send<M: Message>(&self, message: &M) -> Result<(), LinkError> {
-        Ok(self.sender.publish(self.address.outgoing(message)?).await?)
+        let Line { address, sender } = self.line().ok_or(SendError::Offline)?;
+        sender.publish(address.outgoing(message)?).await?;
+        Ok(())
+    }
+
+    fn line(&self) -> Option<Line> {
+        self.line.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn read(&self, message: &Incoming) -> Result<Option<Order>, ContractError> {
-        let Some((device, kind)) = self.address.root.parse(&message.topic) else { return Ok(None) };
-        if device != self.address.device {
+        let Some(Line { address, .. }) = self.line() else { return Ok(None) };
+        let Some((device, kind)) = address.root.parse(&message.topic) else { return Ok(None) };
+        if device != address.device {
             return Ok(None);
         }
         Ok(Some(match kind {

@@ -45,7 +45,7 @@ impl Metrics {
 }
 
 fn of_link(exposition: &mut Exposition, link: &Link) {
-    let counters = link.counters();
+    let counters = link.counters().unwrap_or_default();
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let up = u64::from(link.is_online());
     exposition.family("edgewise_link_up", Kind::Gauge, "Whether the cloud is connected.").sample(&[], up);

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cloud_sync::limits::{MAX_MESSAGE_BYTES, bounded_text};
 use cloud_sync::name::DeviceId;
-use cloud_sync::session::{self, BrokerUrl, Event, Outgoing, TlsError, TlsFiles};
+use cloud_sync::session::{self, BrokerUrl, Event, Outgoing, TlsError};
 use cloud_sync::topic::Qos;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -141,13 +141,9 @@ impl Broker {
             }
         }
         let options = session::Options {
-            broker: url.clone(),
-            client_id: format!("{device}-routes"),
-            credentials: None,
-            tls: TlsFiles::default(),
             keep_alive: KEEP_ALIVE,
             subscriptions,
-            last_will: None,
+            ..session::Options::new(url.clone(), format!("{device}-routes"))
         };
         let opened = session::open(options);
         let (sender, events, driver) =

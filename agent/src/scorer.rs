@@ -144,6 +144,23 @@ pub enum ScoreRefused {
     Stopping(ModelName),
 }
 
+/// Why no model answers where none is named.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum NoChoice {
+    /// The preferred one does not serve.
+    #[error(transparent)]
+    Refused(#[from] ScoreRefused),
+    /// None serves.
+    #[error("no model is served here yet")]
+    None,
+    /// Several serve.
+    #[error(
+        "several models are served here: {}; set http.score_model in the agent's configuration, or name one",
+        .0.iter().map(ModelName::as_str).collect::<Vec<_>>().join(", ")
+    )]
+    Several(Vec<ModelName>),
+}
+
 struct Job {
     inputs: Arc<Tensors>,
     enqueued: Instant,
@@ -175,6 +192,19 @@ impl Scorer {
                 active: live.facts.version,
             }),
             _ => Ok(live),
+        }
+    }
+
+    /// The version that answers where no model is named: that of the `preferred` model, else the only one.
+    pub fn choose(&self, preferred: Option<&ModelName>) -> Result<Arc<Live>, NoChoice> {
+        if let Some(name) = preferred {
+            return Ok(self.find(name.as_str(), None)?);
+        }
+        let all = self.all();
+        match all.as_slice() {
+            [] => Err(NoChoice::None),
+            [only] => Ok(only.clone()),
+            several => Err(NoChoice::Several(several.iter().map(|live| live.facts.name.clone()).collect())),
         }
     }
 

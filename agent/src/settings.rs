@@ -18,6 +18,9 @@ pub struct Settings {
     pub collect: Option<Collect>,
 }
 
+/// Most threads within one score: no board has more cores.
+pub(crate) const MAX_THREADS: u32 = 256;
+
 /// Most workers of one model: each holds the model in memory.
 pub(crate) const MAX_INSTANCES: u32 = 64;
 

@@ -10,6 +10,8 @@
 //!   that is held goes up under a new stream.
 //! - At most [`IN_FLIGHT`] batches are on their way, each within one message.
 
+pub mod edge_hub;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +22,8 @@ use cloud_sync::rows;
 use serde_bytes::ByteBuf;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+
+use edge_hub::EdgeHub;
 
 use crate::link::Link;
 use crate::spool::{Ledger, Spool, SpoolError};
@@ -61,6 +65,8 @@ pub struct Uploader {
     pub receipts: mpsc::Receiver<Receipt>,
     /// Where the ledger is made known.
     pub ledger: watch::Sender<cloud_sync::contract::Ledger>,
+    /// Where rows go while there is no cloud, in a module of IoT Edge.
+    pub hub: Option<EdgeHub>,
 }
 
 /// What is on its way.
@@ -81,9 +87,14 @@ struct Flight {
 impl Uploader {
     /// Uploads until `stop`. A disk that fails is tried again: scoring must go on meanwhile.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut flight = Flight::new();
+        let (mut flight, mut to_hub) = (Flight::new(), edge_hub::Flight::default());
         while !stop.is_cancelled() {
-            if let Err(error) = self.turn(&mut flight, &stop).await {
+            let hub = self.hub.clone().filter(|_| !self.link.is_attached());
+            let turn = match hub {
+                Some(hub) => self.turn_to_hub(&hub, &mut to_hub, &stop).await,
+                None => self.turn(&mut flight, &stop).await,
+            };
+            if let Err(error) = turn {
                 tracing::error!(%error, retry_in = ?DISK_RETRY, "the spool can't be read");
                 tokio::select! {
                     () = stop.cancelled() => {}

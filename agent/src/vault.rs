@@ -118,8 +118,13 @@ impl Vault {
 
     /// The manifest of a bundle; `None` where it is not here or is damaged.
     pub fn manifest(&self, digest: &Digest) -> Option<Manifest> {
+        Manifest::decode(&self.encoded_manifest(digest)?).ok()
+    }
+
+    /// The bytes of a bundle's manifest; `None` where it is not here or is damaged.
+    pub fn encoded_manifest(&self, digest: &Digest) -> Option<Vec<u8>> {
         let bytes = fs::read(self.manifests.join(digest.to_string())).ok()?;
-        if Digest::of(&bytes) == *digest { Manifest::decode(&bytes).ok() } else { None }
+        (Digest::of(&bytes) == *digest).then_some(bytes)
     }
 
     /// The chunks of a manifest that are not here, each once. A chunk of the right size counts as here; whether

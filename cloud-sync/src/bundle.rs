@@ -10,6 +10,7 @@
 mod archive;
 mod description;
 mod directory;
+pub mod layout;
 mod manifest;
 
 use std::fs::File;

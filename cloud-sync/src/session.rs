@@ -5,8 +5,8 @@
 //!
 //! Invariants:
 //! - Nothing is promised across a lost connection: what was queued or unacknowledged then is forgotten here
-//!   (the client drops it too when the broker forgot the session), and whoever needs it sends it again after
-//!   [`Event::Connected`]. So no stale state is ever published after a reconnect.
+//!   (the client drops it too when the broker forgot the session), its [`Delivery`] says so, and whoever needs it
+//!   sends it again after [`Event::Connected`]. So no stale state is ever published after a reconnect.
 //! - [`Event::Connected`] comes after the broker has granted every subscription, and is never missed: a
 //!   connection that can't be told to the consumer is given up and made again.
 //! - A slow consumer never stops the keep-alive: messages that do not fit into its queue are dropped and
@@ -15,7 +15,9 @@
 
 mod broker;
 mod driver;
+mod incoming;
 mod login;
+mod outgoing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,9 +27,14 @@ use bytes::Bytes;
 use rumqttc::{AsyncClient, LastWill, MqttOptions, NetworkOptions, QoS};
 use tokio::sync::{mpsc, watch};
 
-pub use broker::{BrokerUrl, BrokerUrlError, Credentials, TlsError, TlsFiles};
+pub use broker::{BrokerUrl, BrokerUrlError, Credentials, TlsError, TlsFiles, system_authorities};
 pub use driver::Driver;
+pub use incoming::Acknowledgement;
 pub use login::{Identity, Login, PendingLogin};
+pub use outgoing::Delivery;
+
+use incoming::Arrivals;
+use outgoing::Departures;
 
 use crate::limits::MAX_PACKET_BYTES;
 use crate::topic::Qos;
@@ -38,6 +45,9 @@ const INCOMING_QUEUE: usize = 256;
 /// Messages that may wait for the network; the sender waits when they are used up.
 const OUTGOING_QUEUE: usize = 64;
 
+/// Places beside them in the client's queue, for subscriptions and acknowledgements.
+const CONTROL_QUEUE: usize = 64;
+
 /// Unacknowledged QoS 1 messages; more brings no speed (measured: 100 to 1000 adds 2 %).
 const IN_FLIGHT: u16 = 100;
 
@@ -45,7 +55,7 @@ const IN_FLIGHT: u16 = 100;
 const CONNECT_TIMEOUT_SECONDS: u64 = 20;
 
 /// Longest wait for whoever issues logins; it is on this machine.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How to connect, and what to listen to.
 #[derive(Debug, Clone)]
@@ -54,10 +64,13 @@ pub struct Options {
     pub broker: BrokerUrl,
     /// The client's id; a broker disconnects an older client of the same id.
     pub client_id: String,
-    /// User name and password, where the broker wants them.
-    pub credentials: Option<Credentials>,
+    /// Who this client is.
+    pub identity: Identity,
     /// Certificates, for `mqtts://`.
     pub tls: TlsFiles,
+    /// Whether the broker shall keep this client's subscriptions and unacknowledged messages while it is away.
+    /// Then each message with an [`Incoming::acknowledgement`] must be acknowledged by the consumer's own hand.
+    pub persistent: bool,
     /// Interval of pings, at least a second; a dead peer is noticed after at most two of them.
     pub keep_alive: Duration,
     /// What to listen to.
@@ -86,6 +99,8 @@ pub struct Incoming {
     pub topic: String,
     /// What; at most [`MAX_PACKET_BYTES`].
     pub body: Bytes,
+    /// In a persistent session, how to tell the broker that the message is done with.
+    pub acknowledgement: Option<Acknowledgement>,
 }
 
 /// What happens on the connection.
@@ -133,31 +148,46 @@ pub struct Counters {
 /// The sending half. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Sender {
-    client: AsyncClient,
+    departures: Arc<Departures>,
     online: watch::Receiver<bool>,
     counters: Arc<Counters>,
+}
+
+impl Options {
+    /// A session with a broker that wants no credentials; nothing to listen to, no last will, a ping a minute.
+    pub fn new(broker: BrokerUrl, client_id: impl Into<String>) -> Self {
+        Self {
+            broker,
+            client_id: client_id.into(),
+            identity: Identity::Fixed(None),
+            tls: TlsFiles::default(),
+            persistent: false,
+            keep_alive: Duration::from_secs(60),
+            subscriptions: Vec::new(),
+            last_will: None,
+        }
+    }
 }
 
 /// Makes a session. Nothing is connected before [`Driver::run`].
 pub fn open(options: Options) -> Result<(Sender, mpsc::Receiver<Event>, Driver), TlsError> {
     let mut mqtt = MqttOptions::new(&options.client_id, &options.broker.host, options.broker.port);
-    mqtt.set_clean_session(true)
+    mqtt.set_clean_session(!options.persistent)
+        .set_manual_acks(options.persistent)
         // What the client takes without a panic, and what its 16 bits on the wire hold.
         .set_keep_alive(
             options.keep_alive.clamp(Duration::from_secs(1), Duration::from_secs(u16::MAX.into())),
         )
         .set_inflight(IN_FLIGHT)
         .set_max_packet_size(MAX_PACKET_BYTES, MAX_PACKET_BYTES);
-    if let Some(credentials) = &options.credentials {
-        mqtt.set_credentials(&credentials.username, &credentials.password);
-    }
     if let Some(will) = options.last_will {
         mqtt.set_last_will(LastWill::new(will.topic, will.body, native(will.qos), will.retain));
     }
-    if options.broker.tls {
-        mqtt.set_transport(options.tls.transport()?);
+    // Those of an issued login come with it.
+    if options.broker.tls && matches!(options.identity, Identity::Fixed(_)) {
+        mqtt.set_transport(options.tls.transport(None)?);
     }
-    let (client, mut event_loop) = AsyncClient::new(mqtt, OUTGOING_QUEUE);
+    let (client, mut event_loop) = AsyncClient::new(mqtt, OUTGOING_QUEUE + CONTROL_QUEUE);
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
     network.set_connection_timeout(CONNECT_TIMEOUT_SECONDS);
@@ -166,10 +196,15 @@ pub fn open(options: Options) -> Result<(Sender, mpsc::Receiver<Event>, Driver),
     let (events, receiver) = mpsc::channel(INCOMING_QUEUE);
     let (online, is_online) = watch::channel(false);
     let counters = Arc::new(Counters::default());
-    let sender = Sender { client: client.clone(), online: is_online, counters: counters.clone() };
+    let departures = Arc::new(Departures::new(client.clone(), OUTGOING_QUEUE));
+    let sender = Sender { departures: departures.clone(), online: is_online, counters: counters.clone() };
     let driver = Driver {
         event_loop,
+        arrivals: options.persistent.then(|| Arrivals::new(client.clone())),
+        departures,
         client,
+        identity: options.identity,
+        tls: options.tls,
         subscriptions: options.subscriptions,
         events,
         online,
@@ -183,38 +218,28 @@ pub fn open(options: Options) -> Result<(Sender, mpsc::Receiver<Event>, Driver),
 
 impl Sender {
     /// Publishes a message, waiting for a place in the queue while there is a connection.
-    pub async fn publish(&self, message: Outgoing) -> Result<(), SendError> {
+    pub async fn publish(&self, message: Outgoing) -> Result<Delivery, SendError> {
         message.check()?;
         let mut online = self.online.clone();
         if !*online.borrow_and_update() {
             return Err(SendError::Offline);
         }
-        let Outgoing { topic, body, qos, retain } = message;
-        let bytes = body.len() as u64;
-        let publish = self.client.publish_bytes(topic, native(qos), retain, body);
-        tokio::select! {
-            result = publish => result.map_err(|_| SendError::Offline)?,
+        let bytes = message.body.len();
+        let delivery = tokio::select! {
+            delivery = self.departures.send(message) => delivery?,
             _ = online.changed() => return Err(SendError::Offline),
-        }
-        self.counters.sent.fetch_add(1, Ordering::Relaxed);
-        self.counters.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
+        };
+        self.count(bytes);
+        Ok(delivery)
     }
 
     /// Publishes a message if there is a connection and a place in the queue.
-    pub fn try_publish(&self, message: Outgoing) -> Result<(), SendError> {
+    pub fn try_publish(&self, message: Outgoing) -> Result<Delivery, SendError> {
         message.check()?;
-        if !self.is_online() {
-            return Err(SendError::Offline);
-        }
-        let bytes = message.body.len() as u64;
-        let qos = native(message.qos);
-        self.client
-            .try_publish(message.topic, qos, message.retain, message.body)
-            .map_err(|_| SendError::Busy)?;
-        self.counters.sent.fetch_add(1, Ordering::Relaxed);
-        self.counters.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
+        let bytes = message.body.len();
+        let delivery = self.departures.try_send(message)?;
+        self.count(bytes);
+        Ok(delivery)
     }
 
     /// Whether there is a connection now.
@@ -222,9 +247,21 @@ impl Sender {
         *self.online.borrow()
     }
 
+    /// Waits for a connection. Never ends once the session is over.
+    pub async fn online(&self) {
+        if self.online.clone().wait_for(|online| *online).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// What the session has been through.
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    fn count(&self, bytes: usize) {
+        self.counters.sent.fetch_add(1, Ordering::Relaxed);
+        self.counters.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 

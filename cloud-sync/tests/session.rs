@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cloud_sync::limits::MAX_PACKET_BYTES;
-use cloud_sync::session::{Credentials, Event, Options, Outgoing, SendError, Sender, TlsFiles, open};
+use cloud_sync::session::{
+    Credentials, Event, Identity, Options, Outgoing, SendError, Sender, TlsFiles, open,
+};
 use cloud_sync::topic::Qos;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -59,8 +61,8 @@ async fn a_killed_broker_is_found_again_with_all_subscriptions() {
     session.connected().await;
     broker.kill();
     session.lost().await;
-    assert_eq!(session.sender.publish(outgoing("a", b"", false)).await, Err(SendError::Offline));
-    assert_eq!(session.sender.try_publish(outgoing("a", b"", false)), Err(SendError::Offline));
+    assert_eq!(session.sender.publish(outgoing("a", b"", false)).await.map(drop), Err(SendError::Offline));
+    assert_eq!(session.sender.try_publish(outgoing("a", b"", false)).map(drop), Err(SendError::Offline));
     broker.restart();
     loop {
         match session.event().await {
@@ -93,7 +95,7 @@ async fn the_last_will_speaks_for_the_lost_and_only_for_them() {
     orderly.stop.cancel();
     orderly.driver.await.unwrap();
     broker.says("Client orderly disconnected.");
-    assert_eq!(orderly.sender.publish(outgoing("a", b"", false)).await, Err(SendError::Offline));
+    assert_eq!(orderly.sender.publish(outgoing("a", b"", false)).await.map(drop), Err(SendError::Offline));
 
     let mut lost = Session::start(with_will("lost"));
     lost.connected().await;
@@ -108,8 +110,8 @@ async fn the_last_will_speaks_for_the_lost_and_only_for_them() {
 async fn a_session_that_never_ran_is_offline() {
     let broker = Broker::start("");
     let (sender, _events, driver) = open(options(&broker, "session")).unwrap();
-    assert_eq!(sender.publish(outgoing("a", b"", false)).await, Err(SendError::Offline));
-    assert_eq!(sender.try_publish(outgoing("a", b"", false)), Err(SendError::Offline));
+    assert_eq!(sender.publish(outgoing("a", b"", false)).await.map(drop), Err(SendError::Offline));
+    assert_eq!(sender.try_publish(outgoing("a", b"", false)).map(drop), Err(SendError::Offline));
     let stop = CancellationToken::new();
     stop.cancel();
     soon(driver.run(stop)).await;
@@ -159,13 +161,13 @@ async fn credentials_open_the_door_and_are_not_shown() {
     let broker = Broker::start(&format!("allow_anonymous false\npassword_file {}\n", passwords.display()));
     let known = |password: &str| Credentials { username: "device".into(), password: password.into() };
 
+    let fixed = |credentials, id| Options { identity: Identity::Fixed(credentials), ..options(&broker, id) };
     for credentials in [None, Some(known("wrong"))] {
-        let mut refused = Session::start(Options { credentials, ..options(&broker, "refused") });
+        let mut refused = Session::start(fixed(credentials, "refused"));
         let reason = refused.lost().await;
         assert!(reason.contains("NotAuthorized") || reason.contains("BadUserNamePassword"), "{reason}");
     }
-    let mut welcome =
-        Session::start(Options { credentials: Some(known("secret")), ..options(&broker, "welcome") });
+    let mut welcome = Session::start(fixed(Some(known("secret")), "welcome"));
     welcome.connected().await;
     assert!(!format!("{:?}", known("secret")).contains("secret"));
 }
@@ -251,13 +253,8 @@ impl Session {
 
 fn options(broker: &Broker, id: &str) -> Options {
     Options {
-        broker: format!("mqtt://127.0.0.1:{}", broker.port).parse().unwrap(),
-        client_id: id.into(),
-        credentials: None,
-        tls: TlsFiles::default(),
         keep_alive: Duration::from_secs(5),
-        subscriptions: vec![],
-        last_will: None,
+        ..Options::new(format!("mqtt://127.0.0.1:{}", broker.port).parse().unwrap(), id)
     }
 }
 

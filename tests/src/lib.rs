@@ -8,6 +8,7 @@
 pub mod client;
 pub mod data;
 pub mod demo;
+pub mod edge;
 pub mod files;
 pub mod flow;
 pub mod mosquitto;

@@ -3,12 +3,11 @@
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
 
 use bytes::Bytes;
 use cloud_sync::contract::{Chunk, Desired, Fetch, Message, Want, decode, encode};
 use cloud_sync::digest::Digest;
-use cloud_sync::session::{self, Event, Incoming, Options, Outgoing, Sender, TlsFiles};
+use cloud_sync::session::{self, Event, Incoming, Options, Outgoing, Sender};
 use cloud_sync::topic::{Kind, Qos, Root};
 use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
@@ -26,13 +25,8 @@ impl Peer {
     /// Connects, and hears what the device of a site asks for and what it shall run.
     pub async fn connect(broker: &str) -> Result<Self, Failure> {
         let options = Options {
-            broker: broker.parse().map_err(|error| format!("{error}"))?,
-            client_id: "peer".to_owned(),
-            credentials: None,
-            tls: TlsFiles::default(),
-            keep_alive: Duration::from_secs(30),
             subscriptions: [Kind::Fetch, Kind::Desired].map(|kind| (topic(kind), kind.qos())).into(),
-            last_will: None,
+            ..Options::new(broker.parse().map_err(|error| format!("{error}"))?, "peer")
         };
         let (sender, events, driver) = session::open(options).map_err(|error| error.to_string())?;
         tokio::spawn(driver.run(tokio_util::sync::CancellationToken::new()));
@@ -82,7 +76,7 @@ impl Peer {
 
     async fn message<M: Message>(&mut self, kind: Kind) -> Result<M, Failure> {
         loop {
-            if let Event::Message(Incoming { topic: from, body }) = self.event().await?
+            if let Event::Message(Incoming { topic: from, body, .. }) = self.event().await?
                 && from == topic(kind)
             {
                 return decode(&body).map_err(|error| error.to_string());
@@ -99,7 +93,7 @@ impl Peer {
     pub async fn publish(&self, kind: Kind, body: Vec<u8>) -> Result<(), Failure> {
         let message =
             Outgoing { topic: topic(kind), body: Bytes::from(body), qos: Qos::AtLeastOnce, retain: false };
-        self.sender.publish(message).await.map_err(|error| error.to_string())
+        self.sender.publish(message).await.map(drop).map_err(|error| error.to_string())
     }
 }
 

@@ -319,7 +319,9 @@ pub fn wait_until<T>(longest: Duration, mut check: impl FnMut() -> Result<T, Fai
 /// A command that the caller's own settings don't reach: they would decide what a test proves.
 fn clean(path: &Path) -> Command {
     let mut command = Command::new(path);
-    let ours = |name: &str| name.starts_with("EDGEWISE_") || name == "ORT_DYLIB_PATH";
+    let ours = |name: &str| {
+        ["EDGEWISE_", "IOTEDGE_"].iter().any(|prefix| name.starts_with(prefix)) || name == "ORT_DYLIB_PATH"
+    };
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
         command.env_remove(name);
     }

@@ -11,6 +11,8 @@ mod access;
 mod clients;
 mod commands;
 mod corrupt;
+mod edge_peer;
+mod edge_rules;
 mod engines;
 mod gate;
 mod http_api;

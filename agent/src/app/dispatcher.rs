@@ -18,7 +18,6 @@ use crate::metrics::Source;
 /// Hands what the cloud says to the part that it is for. Never waits for any of them but the deployments.
 pub(super) struct Dispatcher {
     pub(super) link: Link,
-    pub(super) events: mpsc::Receiver<Event>,
     pub(super) orders: mpsc::Sender<driver::Order>,
     pub(super) fetcher: Fetcher,
     pub(super) receipts: mpsc::Sender<Receipt>,
@@ -48,12 +47,9 @@ impl Dropped {
 }
 
 impl Dispatcher {
-    pub(super) async fn run(mut self, stop: CancellationToken) {
-        loop {
-            let event = tokio::select! {
-                () = stop.cancelled() => return,
-                Some(event) = self.events.recv() => event,
-            };
+    /// Follows one session until `stop`.
+    pub(super) async fn run(&self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) {
+        while let Some(Some(event)) = stop.run_until_cancelled(events.recv()).await {
             match self.link.order(event) {
                 Some(Order::Connected) => self.connects.send_modify(|count| *count += 1),
                 Some(Order::Desired(desired)) => {

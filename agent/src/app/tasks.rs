@@ -1,7 +1,9 @@
 //! Tasks with their names: who ended, and who is late.
 
+use tokio::sync::oneshot;
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// Some tasks that end together.
 #[derive(Default)]
@@ -53,6 +55,25 @@ impl Tasks {
             tracing::warn!(late = late.join(", "), "late; leaving it behind");
         }
     }
+}
+
+/// Starts a thread. The task ends with the thread, also in a panic, or at `stop`.
+pub(super) fn run_thread(
+    name: &'static str,
+    stop: CancellationToken,
+    work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<impl Future<Output = Result<(), String>> + Send> {
+    let (alive, ended) = oneshot::channel::<()>();
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        let _alive = alive;
+        work();
+    })?;
+    Ok(async move {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            _ = ended => Err("its thread ended".to_owned()),
+        }
+    })
 }
 
 #[cfg(test)]

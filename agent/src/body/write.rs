@@ -15,6 +15,9 @@ pub struct Nested<'a>(pub &'a Tensor);
 /// Tensors as an object of nested lists by name.
 pub struct Outputs<'a>(pub &'a Tensors);
 
+/// Tensors as Azure ML's `/score` gives them: the only one as nested lists, several as an object of those by name.
+pub struct Lone<'a>(pub &'a Tensors);
+
 /// The name of the class that each row was given, where the outputs tell: an integer output of one element a row
 /// is an index into `names`; else of a floating-point output with one element for each name the largest wins.
 /// `None` without names, or where an index has none.
@@ -52,6 +55,16 @@ impl Serialize for Outputs<'_> {
             map.serialize_entry(name, &Nested(tensor))?;
         }
         map.end()
+    }
+}
+
+impl Serialize for Lone<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut tensors = self.0.iter();
+        match (tensors.next(), tensors.next()) {
+            (Some((_, tensor)), None) => Nested(tensor).serialize(serializer),
+            _ => Outputs(self.0).serialize(serializer),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::mistake::without_credentials;
+use super::mistake::{nearest, without_credentials};
 use super::{DEFAULTS, Entry, Mistake, Place, Sources, route};
 
 /// Largest configuration file: all keys and 64 routes fit into a fraction of it.
@@ -249,14 +249,7 @@ impl<'a, P: Fn(usize) -> Place> Document<'a, P> {
 
 /// Says that a name is unknown, and which known one is near.
 fn unknown(what: &str, name: &str, known: &[String]) -> String {
-    let last = |name: &str| name.rsplit('.').next().map(str::to_owned);
-    let same_end = known.iter().find(|known| last(known) == last(name));
-    let near = || {
-        let distance = |known: &str| strsim::damerau_levenshtein(known, name);
-        let nearest = known.iter().min_by_key(|known| distance(known))?;
-        (distance(nearest) <= name.len().div_ceil(3)).then_some(nearest)
-    };
-    match same_end.or_else(near) {
+    match nearest(name, known) {
         Some(nearest) => format!("unknown {what}; did you mean {nearest}?"),
         None => {
             format!("unknown {what} {:?}; `edgewise-agent config` lists every key", without_credentials(name))

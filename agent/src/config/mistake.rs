@@ -75,6 +75,18 @@ pub(super) fn without_credentials(text: &str) -> String {
     }
 }
 
+/// The known name that was meant by one that is misspelt, or stands in another section.
+pub(crate) fn nearest<'a>(name: &str, known: &'a [impl AsRef<str>]) -> Option<&'a str> {
+    let known = || known.iter().map(AsRef::as_ref);
+    let same_end = known().find(|known| known.rsplit('.').next() == name.rsplit('.').next());
+    let near = || {
+        let distance = |known: &str| strsim::damerau_levenshtein(known, name);
+        let nearest = known().min_by_key(|known| distance(known))?;
+        (distance(nearest) <= name.len().div_ceil(3)).then_some(nearest)
+    };
+    same_end.or_else(near)
+}
+
 fn count(mistakes: usize) -> String {
     if mistakes == 1 { "a mistake".to_owned() } else { format!("{mistakes} mistakes") }
 }

@@ -3,9 +3,10 @@
 use cloud_sync::name::ModelName;
 use cloud_sync::session::BrokerUrl;
 
+use super::Mistake;
 use super::layers::RouteSection;
-use super::reader::{Reader, boolean, broker, one_of, parsed};
-use super::{Mistake, refuse_unencrypted};
+use super::reader::Reader;
+use super::value::{boolean, broker, encrypted, one_of, parsed};
 
 /// The name of the sections.
 pub(super) const SECTION: &str = "route";
@@ -49,8 +50,10 @@ pub(super) fn read(section: &RouteSection, mistakes: &mut Vec<Mistake>) -> Optio
     let output = reader.value(&key("output"), topic);
     let qos = reader.optional(&key("qos"), one_of(&[("0", 0), ("1", 1)]));
     let insecure = reader.optional(&key("insecure_remote"), boolean);
-    if let (Some(broker), Some(insecure)) = (&broker, insecure) {
-        refuse_unencrypted(&mut reader, &section.name, broker, insecure.unwrap_or(false));
+    if let (Some(broker), Some(insecure)) = (&broker, insecure)
+        && let Err(what) = encrypted(broker, insecure.unwrap_or(false), &key("insecure_remote"))
+    {
+        reader.wrong(&key("broker"), what);
     }
     if let (Some(input), Some(output)) = (&input, &output)
         && matches(input, output)

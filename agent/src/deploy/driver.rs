@@ -3,7 +3,7 @@
 //! One task owns all deployments. Whatever takes time runs beside it and comes back as an event, so orders are
 //! taken at any moment; each such piece of work is stopped when its target is no longer wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,12 +31,26 @@ pub const ORDERS: usize = 64;
 /// What the driver can be told.
 #[derive(Debug)]
 pub enum Order {
-    /// The cloud's wishes.
+    /// The registry's wishes. While a twin decides they are not followed.
     Desired(Desired),
+    /// A twin's wishes. They are followed whatever they were before: a twin has its own order.
+    Twin(Wanted),
     /// Serve the version before. Answers with that version, or with why not.
     Rollback(ModelName, oneshot::Sender<Result<u64, String>>),
     /// Collect so, until the cloud says otherwise.
     Collect(Collect, oneshot::Sender<()>),
+}
+
+/// What a twin wants.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Wanted {
+    /// The models to serve; `None` leaves that to the registry.
+    pub models: Option<BTreeMap<ModelName, Target>>,
+    /// Models of which it is not clear what is wanted: they stay as they are.
+    pub unclear: BTreeSet<ModelName>,
+    /// What to collect where a model's settings do not say, where that is to change; `None` within for what the
+    /// device's own configuration says.
+    pub collect: Option<Option<Collect>>,
 }
 
 /// What the rest of the agent may know of the deployments.
@@ -131,7 +145,26 @@ impl Driver {
             Order::Desired(desired) if desired.revision <= self.state.revision => {
                 tracing::debug!(revision = desired.revision, "an old desired state is ignored");
             }
-            Order::Desired(desired) => self.desire(&desired).await,
+            Order::Desired(desired) if self.state.twin_decides => {
+                tracing::info!(
+                    revision = desired.revision,
+                    "the registry's wishes are ignored: the twin decides"
+                );
+                // Else the registry would say it again and again.
+                self.state.revision = desired.revision;
+            }
+            Order::Desired(desired) => {
+                tracing::info!(
+                    revision = desired.revision,
+                    models = desired.models.len(),
+                    "new desired state"
+                );
+                let wanted = desired.models.iter().map(|model| (model.name.clone(), Target::from(model)));
+                self.state.revision = desired.revision;
+                self.state.collect = desired.collect.or(self.state.collect);
+                self.want(wanted.collect()).await;
+            }
+            Order::Twin(wanted) => self.follow_twin(wanted).await,
             Order::Rollback(name, answer) => {
                 let previous = self.state.models.get(&name).map(|deployment| deployment.previous.clone());
                 let result = match previous {
@@ -152,13 +185,31 @@ impl Driver {
         }
     }
 
+    async fn follow_twin(&mut self, wanted: Wanted) {
+        self.state.collect = wanted.collect.unwrap_or(self.state.collect);
+        match wanted.models {
+            Some(mut models) => {
+                self.state.twin_decides = true;
+                for (name, deployment) in &self.state.models {
+                    if wanted.unclear.contains(name) {
+                        models.insert(name.clone(), deployment.target.clone());
+                    }
+                }
+                self.want(models).await;
+            }
+            None => {
+                if self.state.twin_decides {
+                    // What the registry said meanwhile was not followed: it is to be said again.
+                    self.state.revision = 0;
+                }
+                self.state.twin_decides = false;
+                self.write().await;
+            }
+        }
+    }
+
     /// Takes a desired state: all of it becomes durable at once, and only then does anything happen.
-    async fn desire(&mut self, desired: &Desired) {
-        tracing::info!(revision = desired.revision, models = desired.models.len(), "new desired state");
-        let wanted: BTreeMap<ModelName, Target> =
-            desired.models.iter().map(|model| (model.name.clone(), Target::from(model))).collect();
-        self.state.revision = desired.revision;
-        self.state.collect = desired.collect.or(self.state.collect);
+    async fn want(&mut self, wanted: BTreeMap<ModelName, Target>) {
         let gone: Vec<ModelName> =
             self.state.models.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
         let mut effects: Vec<(ModelName, Vec<Effect>)> = Vec::new();

@@ -111,10 +111,10 @@ impl Jobs {
 
     /// Pulls a bundle.
     pub(super) fn fetch(&mut self, name: &ModelName, target: &Target, pause: Duration, fetcher: Fetcher) {
-        let (digest, size) = (target.digest, target.size);
+        let (digest, size, source) = (target.digest, target.size, target.source.clone());
         self.start(name, Work::Target, async move {
             tokio::time::sleep(pause).await;
-            match fetcher.fetch(digest, size).await {
+            match fetcher.fetch(digest, size, &source).await {
                 Ok(transfer) => (Event::Fetched(digest), Found::Transfer(transfer)),
                 Err(FetchError::Later(why)) => (Event::Stalled(digest, why), Found::Nothing),
                 Err(FetchError::Never(why)) => (Event::FetchRefused(digest, why), Found::Nothing),

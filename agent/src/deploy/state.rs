@@ -17,6 +17,8 @@ use crate::durable;
 pub(super) struct State {
     /// The revision of the desired state that is followed.
     pub(super) revision: u64,
+    /// Whether a twin says what is to run, and not the registry.
+    pub(super) twin_decides: bool,
     /// What is collected, where the cloud or a command has said so.
     pub(super) collect: Option<Collect>,
     /// Each model.
@@ -60,7 +62,12 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use cloud_sync::contract::ModelSettings;
+    use cloud_sync::digest::Digest;
+
     use super::*;
+    use crate::deploy::Target;
+    use crate::fetch::Source;
 
     #[test]
     fn a_damaged_state_is_set_aside() {
@@ -73,5 +80,27 @@ mod tests {
         assert_eq!(State::read(&path).unwrap(), State::default());
         assert!(directory.path().join("deployments.damaged").exists());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_state_from_before_there_were_sources_is_read() {
+        use serde_cbor::Value;
+
+        let target = Target {
+            version: 3,
+            digest: Digest::of(b"x"),
+            size: Some(7),
+            source: "https://user:secret@models.example/x.bundle".parse().unwrap(),
+            settings: ModelSettings::default(),
+            deployment: 2,
+        };
+        let stored = serde_cbor::to_vec(&target).unwrap();
+        assert_eq!(serde_cbor::from_slice::<Target>(&stored).unwrap(), target, "with the user");
+        let mut fields: BTreeMap<Value, Value> = serde_cbor::from_slice(&stored).unwrap();
+        fields.remove(&Value::Text("source".to_owned())).unwrap();
+        assert_eq!(fields[&Value::Text("size".to_owned())], Value::Integer(7), "as it always was");
+        let old = serde_cbor::to_vec(&fields).unwrap();
+        let read: Target = serde_cbor::from_slice(&old).unwrap();
+        assert_eq!(read, Target { source: Source::Registry, ..target });
     }
 }

@@ -6,7 +6,8 @@ use super::*;
 
 fn target(version: u64) -> Target {
     let digest = Digest::of(&version.to_le_bytes());
-    Target { version, digest, size: 10, settings: ModelSettings::default(), deployment: version }
+    let (size, source, settings) = (Some(10), Source::Registry, ModelSettings::default());
+    Target { version, digest, size, source, settings, deployment: version }
 }
 
 fn walk(mut state: Deployment, events: Vec<Event>) -> (Deployment, Vec<Effect>) {
@@ -96,6 +97,24 @@ fn a_rejected_version_is_tried_again_when_it_is_deployed_again() {
     let again = Target { deployment: 2, ..target(1) };
     let (state, effects) = step(state, Event::Desired(again.clone()));
     assert_eq!((state.phase, &effects[..]), (Phase::Fetching, &[Effect::Abandon, Effect::Fetch(again)][..]));
+}
+
+#[test]
+fn a_version_that_serves_is_not_loaded_again_when_its_bytes_lie_elsewhere() {
+    let source: Source = "file:///models/x.bundle".parse().unwrap();
+    let moved = Target { source, size: None, ..target(1) };
+    let (state, effects) = step(serving(1, None), Event::Desired(moved.clone()));
+    assert_eq!(effects, [Effect::Abandon, Effect::Collect]);
+    assert_eq!((state.phase, &state.active, &state.target), (Phase::Active, &Some(moved.clone()), &moved));
+
+    let (fetching, _) = Deployment::new(target(2));
+    let elsewhere = Target { source: moved.source, ..target(2) };
+    let (_, effects) = step(fetching, Event::Desired(elsewhere.clone()));
+    assert_eq!(
+        effects,
+        [Effect::Abandon, Effect::Fetch(elsewhere)],
+        "what is still to come is pulled from there"
+    );
 }
 
 #[test]

@@ -19,8 +19,8 @@ use serde_json::{Map, Value};
 use super::failure::Failure;
 use super::intake::sized;
 use super::{Api, json as json_response, swagger, wrong_method};
-use crate::body::{self, Nested, Outputs};
-use crate::scorer::{Live, ScoreRefused};
+use crate::body::{self, Lone};
+use crate::scorer::{Live, NoChoice, ScoreRefused};
 use crate::service::Answer;
 
 /// Longest id in a header, in characters.
@@ -157,12 +157,7 @@ async fn score(api: &Api, live: Arc<Live>, body: Bytes, ids: &Ids) -> Result<Res
 }
 
 fn write(answer: &Answer) -> Result<Response, Failure> {
-    let outputs = &answer.scored.outputs;
-    let mut only = outputs.iter();
-    let body = match (only.next(), only.next()) {
-        (Some((_, tensor)), None) => serde_json::to_vec(&Nested(tensor)),
-        _ => serde_json::to_vec(&Outputs(outputs)),
-    };
+    let body = serde_json::to_vec(&Lone(&answer.scored.outputs));
     Ok(json_response(body.map_err(Failure::internal)?))
 }
 
@@ -178,23 +173,11 @@ fn respond(result: Result<Response, Failed>) -> Response {
 
 /// The model that answers: the one that is configured, else the only one.
 fn chosen(api: &Api) -> Result<Arc<Live>, Failure> {
-    let scorer = &api.service.scorer;
-    if let Some(name) = &api.score_model {
-        return Ok(scorer.find(name.as_str(), None)?);
-    }
-    let all = scorer.all();
-    match all.as_slice() {
-        [] => Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "no model is served here yet")),
-        [only] => Ok(only.clone()),
-        several => {
-            let names: Vec<&str> = several.iter().map(|live| live.facts.name.as_str()).collect();
-            Err(Failure::bad_request(format!(
-                "several models are served here: {}; set score_model in the agent's configuration, or post to \
-                 /v2/models/NAME/infer",
-                names.join(", ")
-            )))
-        }
-    }
+    api.service.scorer.choose(api.score_model.as_ref()).map_err(|error| match error {
+        NoChoice::Refused(refused) => refused.into(),
+        NoChoice::None => Failure::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+        NoChoice::Several(_) => Failure::bad_request(format!("{error}, by posting to /v2/models/NAME/infer")),
+    })
 }
 
 /// The parameters of a query as Azure ML reads them: each value as JSON, else as text; a repeated name is a list.

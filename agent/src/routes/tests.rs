@@ -83,13 +83,8 @@ struct Client {
 impl Client {
     async fn connect(broker: SocketAddr, hears: &str) -> Self {
         let options = session::Options {
-            broker: format!("mqtt://{broker}").parse().unwrap(),
-            client_id: "sensor".to_owned(),
-            credentials: None,
-            tls: TlsFiles::default(),
-            keep_alive: KEEP_ALIVE,
             subscriptions: vec![(hears.to_owned(), Qos::AtMostOnce)],
-            last_will: None,
+            ..session::Options::new(format!("mqtt://{broker}").parse().unwrap(), "sensor")
         };
         let (sender, events, driver) = session::open(options).unwrap();
         tokio::spawn(driver.run(CancellationToken::new()));

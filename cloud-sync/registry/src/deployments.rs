@@ -172,7 +172,7 @@ impl Deployments {
 
 #[cfg(test)]
 mod tests {
-    use cloud_sync::session::{self, TlsFiles};
+    use cloud_sync::session;
     use cloud_sync::topic::Root;
     use futures_util::FutureExt;
 
@@ -182,16 +182,8 @@ mod tests {
     #[tokio::test]
     async fn a_deployment_whose_caller_has_gone_is_published() {
         let (_directory, store) = store().await;
-        let (sender, _events, _driver) = session::open(session::Options {
-            broker: "mqtt://127.0.0.1:1".parse().unwrap(),
-            client_id: "test".into(),
-            credentials: None,
-            tls: TlsFiles::default(),
-            keep_alive: Duration::from_secs(30),
-            subscriptions: Vec::new(),
-            last_will: None,
-        })
-        .unwrap();
+        let nowhere = session::Options::new("mqtt://127.0.0.1:1".parse().unwrap(), "test");
+        let (sender, _events, _driver) = session::open(nowhere).unwrap();
         let deployments = Arc::new(Deployments::new(store, Link::new(sender, Root::default())));
         let device: DeviceId = "d1".parse().unwrap();
         let version = "load:1".parse().unwrap();

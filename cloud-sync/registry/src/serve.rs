@@ -168,13 +168,11 @@ pub async fn serve(
         }
     };
     let (sender, events, driver) = session::open(session::Options {
-        broker: url.clone(),
-        client_id: format!("edgewise-{}", uuid::Uuid::new_v4().simple()),
-        credentials,
+        identity: session::Identity::Fixed(credentials),
         tls,
         keep_alive: KEEP_ALIVE,
         subscriptions: options.root.of_registry(),
-        last_will: None,
+        ..session::Options::new(url.clone(), format!("edgewise-{}", uuid::Uuid::new_v4().simple()))
     })?;
 
     let link = Link::new(sender, options.root.clone());

@@ -1,4 +1,4 @@
-//! The one-file form of a bundle: a plain tar, the manifest first, then the files in the manifest's order.
+//! The one-file form of a bundle on disk, read and written; [`layout`] says where in it everything lies.
 //!
 //! Nothing in it depends on time, user or machine, so the same bundle gives the same bytes. Extensions of the
 //! format (long names, sparse files) are not read: they have no bounds, and no bundle needs them.
@@ -7,11 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::{BundleError, BundlePath, Manifest, io_error, limit, open_file};
-use crate::limits;
-
-/// The name of the first entry. No [`BundlePath`] can be equal to it.
-const MANIFEST_ENTRY: &str = ".edgewise-manifest";
+use super::{BundleError, BundlePath, Manifest, io_error, layout, open_file};
 
 /// An archive on disk and where in it each file begins.
 #[derive(Debug)]
@@ -31,24 +27,26 @@ impl Archive {
         let mut entries = tar.entries_with_seek().map_err(reading)?.raw(true);
         let mut first =
             entries.next().ok_or_else(|| not_a_bundle("it is empty".to_owned()))?.map_err(reading)?;
-        if first.path_bytes().as_ref() != MANIFEST_ENTRY.as_bytes() {
-            return Err(not_a_bundle(format!("its first entry is not {MANIFEST_ENTRY}")));
-        }
-        limit("the manifest", first.size(), limits::MAX_MANIFEST_BYTES as u64)?;
+        layout::manifest_bytes(first.header().as_bytes()).map_err(|error| match error {
+            BundleError::Manifest(why) => not_a_bundle(why),
+            other => other,
+        })?;
         let mut encoded = Vec::new();
         first.read_to_end(&mut encoded).map_err(reading)?;
         let manifest = Manifest::decode(&encoded)?;
         let mut begins = BTreeMap::new();
-        for file in &manifest.files {
+        for (begin, file) in layout::file_places(&manifest, encoded.len()) {
             let entry = entries
                 .next()
                 .ok_or_else(|| not_a_bundle(format!("it ends before {}", file.path)))?
                 .map_err(reading)?;
-            let same = entry.path_bytes().as_ref() == file.path.as_str().as_bytes();
-            if !same || !entry.header().entry_type().is_file() || entry.size() != file.size {
+            let same = entry.path_bytes().as_ref() == file.path.as_str().as_bytes()
+                && entry.header().entry_type().is_file()
+                && entry.size() == file.size
+                && entry.raw_file_position() == begin;
+            if !same {
                 return Err(not_a_bundle(format!("{} is not where the manifest says", file.path)));
             }
-            let begin = entry.raw_file_position();
             // Checked here, so that nobody makes room for bytes that are promised and not there.
             if begin.saturating_add(file.size) > length {
                 return Err(not_a_bundle(format!("it ends within {}", file.path)));
@@ -75,15 +73,15 @@ pub(super) struct Writer<'a, W: Write> {
     files: std::slice::Iter<'a, super::FileEntry>,
     /// Bytes that the current file still lacks, and the zeros that fill its last block.
     missing: u64,
-    padding: u64,
+    padding: &'static [u8],
 }
 
 impl<'a, W: Write> Writer<'a, W> {
     pub(super) fn new(output: W, manifest: &'a Manifest, encoded: &[u8]) -> Result<Self, BundleError> {
-        let mut writer = Self { output, files: manifest.files.iter(), missing: 0, padding: 0 };
-        writer.header(MANIFEST_ENTRY, encoded.len() as u64)?;
+        let padding = layout::padding(encoded.len() as u64);
+        let mut writer = Self { output, files: manifest.files.iter(), missing: 0, padding };
+        writer.put(layout::manifest_header(encoded.len())?.as_bytes())?;
         writer.put(encoded)?;
-        writer.pad()?;
         writer.advance()?;
         Ok(writer)
     }
@@ -100,37 +98,20 @@ impl<'a, W: Write> Writer<'a, W> {
             return Err(BundleError::Damaged("the archive".to_owned()));
         }
         // A tar ends with two empty blocks.
-        self.put(&[0; 1024])?;
+        self.put(&[0; 2 * layout::HEADER_BYTES])?;
         self.output.flush().map_err(writing)
     }
 
     fn advance(&mut self) -> Result<(), BundleError> {
         while self.missing == 0 {
-            self.pad()?;
+            let padding = std::mem::take(&mut self.padding);
+            self.put(padding)?;
             let Some(file) = self.files.next() else { break };
-            self.header(file.path.as_str(), file.size)?;
+            self.put(layout::file_header(file)?.as_bytes())?;
             self.missing = file.size;
+            self.padding = layout::padding(file.size);
         }
         Ok(())
-    }
-
-    fn header(&mut self, path: &str, size: u64) -> Result<(), BundleError> {
-        let mut header = tar::Header::new_ustar();
-        header.set_path(Path::new(path)).map_err(writing)?;
-        header.set_size(size);
-        header.set_mode(0o644);
-        header.set_mtime(0);
-        header.set_entry_type(tar::EntryType::Regular);
-        header.set_cksum();
-        self.padding = size.next_multiple_of(512) - size;
-        self.put(header.as_bytes())
-    }
-
-    fn pad(&mut self) -> Result<(), BundleError> {
-        let zeros = [0; 512];
-        let padding = zeros.get(..usize::try_from(self.padding).unwrap_or(0)).unwrap_or_default();
-        self.padding = 0;
-        self.put(padding)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), BundleError> {

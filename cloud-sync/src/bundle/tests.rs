@@ -86,6 +86,44 @@ fn an_archive_from_stored_chunks_is_the_same_archive() {
 }
 
 #[test]
+fn every_chunk_of_an_archive_lies_where_its_manifest_says() {
+    let directory = made();
+    let bundle = Bundle::open(directory.path()).unwrap();
+    let archive = archive_of(&bundle);
+    let (header, rest) = archive.split_first_chunk().unwrap();
+    let size = layout::manifest_bytes(header).unwrap();
+    assert_eq!(&rest[..size], bundle.encoded_manifest());
+
+    let places: Vec<(u64, ChunkRef)> = layout::chunk_places(bundle.manifest(), size).collect();
+    assert!(places.iter().map(|(_, chunk)| chunk).eq(bundle.manifest().chunks()));
+    for (at, chunk) in &places {
+        let bytes = &archive[*at as usize..][..chunk.size as usize];
+        assert_eq!(Digest::of(bytes), chunk.digest, "at {at}");
+    }
+}
+
+#[test]
+fn a_first_header_is_not_believed() {
+    let directory = made();
+    let bundle = Bundle::open(directory.path()).unwrap();
+    let archive = archive_of(&bundle);
+    let (header, _) = archive.split_first_chunk::<{ layout::HEADER_BYTES }>().unwrap();
+    let why = |edit: &dyn Fn(&mut tar::Header), sum: bool| {
+        let mut header = tar::Header::from_byte_slice(header).clone();
+        edit(&mut header);
+        if sum {
+            header.set_cksum();
+        }
+        layout::manifest_bytes(header.as_bytes()).unwrap_err().to_string()
+    };
+    assert!(why(&|header| header.set_size(1 << 60), true).contains("the manifest is 1152921504606846976"));
+    assert!(why(&|header| header.set_size(9), false).contains("not read as a tar"));
+    assert!(why(&|header| header.set_path("model.toml").unwrap(), true).contains("its first entry is not"));
+    assert!(why(&|header| header.set_entry_type(EntryType::Symlink), true).contains("its first entry"));
+    assert!(layout::manifest_bytes(&[0; 512]).is_err());
+}
+
+#[test]
 fn versions_that_share_parts_share_chunks() {
     let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../modules/samples/power-demand");
     let [first, second] = ["1", "2"].map(|version| Bundle::open(&samples.join(version)).unwrap());

@@ -31,7 +31,7 @@ pub struct BrokerUrl {
 pub struct BrokerUrlError(String);
 
 /// A user name and a password. Not shown in logs.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// The user name.
     pub username: String,
@@ -40,7 +40,7 @@ pub struct Credentials {
 }
 
 /// Certificates in PEM files.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Authorities that may have signed the broker's certificate; the system's where there is none.
     pub authorities: Option<PathBuf>,
@@ -61,8 +61,14 @@ pub enum TlsError {
         /// Why.
         source: rustls::pki_types::pem::Error,
     },
+    /// Authorities that came with a login are no PEM.
+    #[error("reading the issued authorities: {0}")]
+    Issued(rustls::pki_types::pem::Error),
     /// The system's authorities can't be read, or there are none.
-    #[error("no authorities are known here; name a file with those of the broker ({0})")]
+    #[error(
+        "no authorities are known here ({0}); install ca-certificates, set SSL_CERT_FILE, or name a file with those \
+         of the broker"
+    )]
     NoAuthorities(String),
     /// A certificate without its key, or the other way round.
     #[error("a client certificate and its key must be given together")]
@@ -133,21 +139,39 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// The authorities that this machine trusts, in DER: the system's, or those that the environment's `SSL_CERT_FILE`
+/// or `SSL_CERT_DIR` names. Blocking: reads files.
+///
+/// # Errors
+/// There are none.
+pub fn system_authorities() -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let why = found.errors.first().map_or("none found".to_owned(), ToString::to_string);
+        return Err(TlsError::NoAuthorities(why));
+    }
+    Ok(found.certs)
+}
+
 impl TlsFiles {
-    pub(super) fn transport(&self) -> Result<Transport, TlsError> {
+    /// The transport with these certificates; `authorities`, as PEM, in place of those that the files name.
+    pub(super) fn transport(&self, authorities: Option<&str>) -> Result<Transport, TlsError> {
         let mut roots = RootCertStore::empty();
-        match &self.authorities {
-            Some(path) => {
+        match (authorities, &self.authorities) {
+            (Some(pem), _) => {
+                for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                    roots.add(certificate.map_err(TlsError::Issued)?)?;
+                }
+            }
+            (None, Some(path)) => {
                 for certificate in certificates(path)? {
                     roots.add(certificate)?;
                 }
             }
-            None => {
-                let found = rustls_native_certs::load_native_certs();
-                let (added, _) = roots.add_parsable_certificates(found.certs);
+            (None, None) => {
+                let (added, _) = roots.add_parsable_certificates(system_authorities()?);
                 if added == 0 {
-                    let why = found.errors.first().map_or("none found".to_owned(), ToString::to_string);
-                    return Err(TlsError::NoAuthorities(why));
+                    return Err(TlsError::NoAuthorities("none of them can be read".to_owned()));
                 }
             }
         }
@@ -213,12 +237,12 @@ mod tests {
     fn a_file_without_certificates_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let files = TlsFiles { authorities: Some(file.path().to_owned()), ..TlsFiles::default() };
-        assert!(files.transport().err().unwrap().to_string().contains(file.path().to_str().unwrap()));
+        assert!(files.transport(None).err().unwrap().to_string().contains(file.path().to_str().unwrap()));
     }
 
     #[test]
     fn a_certificate_needs_its_key() {
         let files = TlsFiles { certificate: Some("x".into()), ..TlsFiles::default() };
-        assert!(files.transport().is_err());
+        assert!(files.transport(None).is_err());
     }
 }

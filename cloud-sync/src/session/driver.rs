@@ -13,7 +13,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{BrokerUrl, Counters, Event, IN_FLIGHT, Incoming, native};
+use super::incoming::Arrivals;
+use super::outgoing::Departures;
+use super::{BrokerUrl, Counters, Event, IN_FLIGHT, Identity, Incoming, TlsFiles, native};
 use crate::topic::Qos;
 
 /// Places in the consumer's queue which messages can't take, so that a flood never hides that the connection was lost.
@@ -26,6 +28,10 @@ pub(super) const STALL: Duration = Duration::from_secs(60);
 /// A connection that lasted this long was a good one: the next attempt starts with the first pause again. One
 /// that is lost at once, to a poisonous message or a twin with the same id, keeps backing off.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+
+/// How long a connection whose login is to be renewed waits for a moment at which nothing is on its way: what is then
+/// would come twice.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// How long the last messages and the DISCONNECT may take.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -40,6 +46,11 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 pub struct Driver {
     pub(super) event_loop: EventLoop,
     pub(super) client: AsyncClient,
+    pub(super) departures: Arc<Departures>,
+    /// Where the consumer acknowledges messages by its own hand.
+    pub(super) arrivals: Option<Arc<Arrivals>>,
+    pub(super) identity: Identity,
+    pub(super) tls: TlsFiles,
     pub(super) subscriptions: Vec<(String, Qos)>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) online: watch::Sender<bool>,
@@ -58,14 +69,26 @@ impl Driver {
         loop {
             // Once more, for a sender that was past its check when the last connection was lost.
             self.forget();
-            let reason = tokio::select! {
-                reason = self.connection() => reason,
+            let end = tokio::select! {
+                end = self.attempt() => end,
                 () = stop.cancelled() => break,
             };
-            self.forget();
-            if self.connected_since.take().is_some_and(|since| since.elapsed() >= GOOD_CONNECTION) {
+            let was_good =
+                self.connected_since.take().is_some_and(|since| since.elapsed() >= GOOD_CONNECTION);
+            if was_good {
                 pauses = retries();
             }
+            let reason = match end {
+                End::Renewal => {
+                    tracing::debug!(broker = %self.broker, "connecting anew with a new login");
+                    self.farewell().await;
+                    self.forget();
+                    self.report(Event::Disconnected("the login is renewed".to_owned()));
+                    continue;
+                }
+                End::Lost(reason) => reason,
+            };
+            self.forget();
             let pause = pauses.next().unwrap_or(LONGEST_RETRY);
             tracing::warn!(broker = %self.broker, %reason, retry_in = ?pause, "no connection to the broker");
             self.report(Event::Disconnected(reason));
@@ -74,28 +97,56 @@ impl Driver {
                 () = stop.cancelled() => break,
             }
         }
-        self.online.send_replace(false);
-        if self.event_loop.network.is_some() && tokio::time::timeout(FAREWELL, self.farewell()).await.is_err()
-        {
-            tracing::warn!(broker = %self.broker, "the last messages did not leave in time");
-        }
+        self.farewell().await;
     }
 
-    /// One connection, from the connect to its end; says why it ended.
-    async fn connection(&mut self) -> String {
+    /// Logs in, and keeps one connection; says why it ended.
+    async fn attempt(&mut self) -> End {
+        let login = match self.identity.login().await {
+            Ok(login) => login,
+            Err(why) => return End::Lost(format!("no login: {why}")),
+        };
+        let options = &mut self.event_loop.mqtt_options;
+        if let Some(credentials) = &login.credentials {
+            options.set_credentials(&credentials.username, &credentials.password);
+        }
+        if self.broker.tls && matches!(self.identity, Identity::Issued(_)) {
+            match self.tls.transport(login.authorities.as_deref()) {
+                Ok(transport) => drop(options.set_transport(transport)),
+                Err(error) => return End::Lost(error.to_string()),
+            }
+        }
+        let renewal = login.renew_in.map(|renew_in| Instant::now() + renew_in);
+        self.connection(renewal).await.unwrap_or_else(End::Lost)
+    }
+
+    /// One connection, from the connect to its end, or to the moment at which its login is to be renewed.
+    async fn connection(&mut self, renewal: Option<Instant>) -> Result<End, String> {
         let mut progress = Instant::now();
         loop {
-            let polled = tokio::time::timeout_at(progress + self.stall, self.event_loop.poll()).await;
+            let now = Instant::now();
+            let due = renewal.filter(|renewal| *renewal <= now);
+            if due.is_some_and(|due| self.is_idle() || due + SETTLE <= now) {
+                return Ok(End::Renewal);
+            }
+            let wake = match (renewal, due) {
+                (_, Some(due)) => due + SETTLE,
+                (Some(renewal), None) => renewal,
+                (None, None) => progress + self.stall,
+            };
+            let polled =
+                tokio::time::timeout_at(wake.min(progress + self.stall), self.event_loop.poll()).await;
             let event = match polled {
                 Ok(Ok(event)) => event,
                 Ok(Err(error)) => {
                     if is_too_large(&error) {
                         self.counters.dropped.fetch_add(1, Ordering::Relaxed);
                     }
-                    return error.to_string();
+                    return Err(error.to_string());
                 }
+                Err(_) if progress.elapsed() < self.stall => continue,
                 Err(_) if self.is_waiting() => {
-                    return format!("the broker has left messages unanswered for {:?}", self.stall);
+                    return Err(format!("the broker has left messages unanswered for {:?}", self.stall));
                 }
                 Err(_) => {
                     progress = Instant::now();
@@ -105,18 +156,32 @@ impl Driver {
             if is_progress(&event) {
                 progress = Instant::now();
             }
-            let done = match event {
-                rumqttc::Event::Incoming(Packet::ConnAck(_)) => self.subscribe(),
-                rumqttc::Event::Incoming(Packet::SubAck(ack)) => self.subscribed(&ack.return_codes),
-                rumqttc::Event::Incoming(Packet::Publish(publish)) => {
-                    self.received(publish);
-                    Ok(())
-                }
-                _ => Ok(()),
-            };
-            if let Err(reason) = done {
-                return reason;
-            }
+            self.take(event)?;
+        }
+    }
+
+    fn take(&mut self, event: rumqttc::Event) -> Result<(), String> {
+        use rumqttc::Event;
+        match event {
+            Event::Incoming(Packet::ConnAck(_)) => self.subscribe()?,
+            Event::Incoming(Packet::SubAck(ack)) => self.subscribed(&ack.return_codes)?,
+            event => self.moved(event),
+        }
+        Ok(())
+    }
+
+    /// A message has come in, or moved on on its way out.
+    fn moved(&self, event: rumqttc::Event) {
+        use rumqttc::{Event, Outgoing};
+        match event {
+            Event::Incoming(Packet::Publish(publish)) => self.received(publish),
+            Event::Incoming(Packet::PubAck(ack)) => self.departures.acknowledged(ack.pkid),
+            Event::Outgoing(Outgoing::Publish(packet)) => self.departures.published(packet),
+            Event::Outgoing(Outgoing::AwaitAck(_)) => self.departures.held_back(),
+            _ => {}
+        }
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.flush();
         }
     }
 
@@ -142,6 +207,7 @@ impl Driver {
 
     fn connected(&mut self) -> Result<(), String> {
         // Before the event, so that who hears of the connection can use it.
+        self.departures.open();
         self.online.send_replace(true);
         if !self.report(Event::Connected) {
             return Err("the consumer of this session is too far behind".to_owned());
@@ -155,7 +221,9 @@ impl Driver {
     fn received(&self, publish: Publish) {
         self.counters.received.fetch_add(1, Ordering::Relaxed);
         self.counters.received_bytes.fetch_add(publish.payload.len() as u64, Ordering::Relaxed);
-        let message = Event::Message(Incoming { topic: publish.topic, body: publish.payload });
+        let acknowledgement = self.arrivals.as_ref().and_then(|arrivals| arrivals.arrived(&publish));
+        let message =
+            Event::Message(Incoming { topic: publish.topic, body: publish.payload, acknowledgement });
         if self.events.capacity() <= RESERVED_FOR_LINK || !self.report(message) {
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -166,18 +234,31 @@ impl Driver {
         !*self.online.borrow() || self.event_loop.state.inflight() > 0
     }
 
-    /// Forgets the connection and all that was on its way out; what had come in is still handed over.
+    /// Whether nothing is on its way in either direction.
+    fn is_idle(&self) -> bool {
+        self.departures.is_empty() && self.arrivals.as_ref().is_none_or(|arrivals| arrivals.is_empty())
+    }
+
+    /// Forgets the connection and all that was on its way out; what had come in is still handed over, but where it
+    /// will come again.
     fn forget(&mut self) {
         self.online.send_replace(false);
+        self.departures.close();
         self.event_loop.clean();
         self.event_loop.pending.clear();
         // The client keeps unread events and a message whose packet id is taken; the latter would hold up the
         // next connection for ever.
-        let state = std::mem::replace(&mut self.event_loop.state, MqttState::new(IN_FLIGHT, false));
+        let state =
+            std::mem::replace(&mut self.event_loop.state, MqttState::new(IN_FLIGHT, self.arrivals.is_some()));
         for event in state.events {
-            if let rumqttc::Event::Incoming(Packet::Publish(publish)) = event {
+            if let rumqttc::Event::Incoming(Packet::Publish(publish)) = event
+                && (self.arrivals.is_none() || publish.qos == rumqttc::QoS::AtMostOnce)
+            {
                 self.received(publish);
             }
+        }
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.close();
         }
     }
 
@@ -186,7 +267,12 @@ impl Driver {
         !matches!(self.events.try_send(event), Err(mpsc::error::TrySendError::Full(_)))
     }
 
+    /// Sends what is queued, and a DISCONNECT.
     async fn farewell(&mut self) {
+        self.online.send_replace(false);
+        if self.event_loop.network.is_none() {
+            return;
+        }
         let client = self.client.clone();
         let leave = async {
             // Beside the polling, which alone makes room in a full queue.
@@ -197,16 +283,28 @@ impl Driver {
             loop {
                 match self.event_loop.poll().await {
                     Ok(rumqttc::Event::Outgoing(rumqttc::Outgoing::Disconnect)) | Err(_) => return,
-                    Ok(rumqttc::Event::Incoming(Packet::Publish(publish))) => self.received(publish),
-                    Ok(_) => {}
+                    Ok(event) => self.moved(event),
                 }
             }
         };
-        tokio::select! {
-            () = leave => {}
-            () = poll => {}
+        let left = async {
+            tokio::select! {
+                () = leave => {}
+                () = poll => {}
+            }
+        };
+        if tokio::time::timeout(FAREWELL, left).await.is_err() {
+            tracing::warn!(broker = %self.broker, "the last messages did not leave in time");
         }
     }
+}
+
+/// How a connection ended.
+enum End {
+    /// It was lost, or not made, for this reason.
+    Lost(String),
+    /// Its login is to be renewed.
+    Renewal,
 }
 
 /// Whether something left, or an answer came. Pings and their answers say nothing about messages.

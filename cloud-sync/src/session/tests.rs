@@ -10,8 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 
+const CONNECT: u8 = 1;
 const SUBSCRIBE: u8 = 8;
 const PUBLISH: u8 = 3;
+const PUBACK: u8 = 4;
 const PING: u8 = 12;
 const DISCONNECT: u8 = 14;
 
@@ -85,7 +87,7 @@ async fn what_is_queued_leaves_before_the_disconnect() {
     }
     peer.expect(DISCONNECT).await;
     session.driver.await.unwrap();
-    assert_eq!(session.sender.publish(message()).await, Err(SendError::Offline));
+    assert_eq!(session.sender.publish(message()).await.map(drop), Err(SendError::Offline));
 }
 
 #[tokio::test]
@@ -133,6 +135,97 @@ async fn garbage_ends_the_connection_and_no_more() {
     }
 }
 
+#[tokio::test]
+async fn a_delivery_is_told_when_it_is_acknowledged_and_when_it_is_lost() {
+    let (broker, mut session) = start(driver::STALL).await;
+    let mut peer = Peer::subscribed(&broker).await;
+    session.connected().await;
+    let unacknowledged = Outgoing { qos: Qos::AtMostOnce, ..message() };
+    let mut never = session.sender.publish(unacknowledged).await.unwrap();
+    assert!(!soon(never.acknowledged()).await);
+    let mut first = session.sender.publish(message()).await.unwrap();
+    let mut second = session.sender.publish(message()).await.unwrap();
+    for _ in 0..3 {
+        peer.expect(PUBLISH).await;
+    }
+    // The subscription has 1.
+    peer.acknowledge(2).await;
+    assert!(soon(first.acknowledged()).await);
+    drop(peer);
+    assert!(!soon(second.acknowledged()).await);
+}
+
+#[tokio::test]
+async fn acknowledgements_leave_in_the_order_of_the_messages_and_never_for_a_lost_connection() {
+    let (broker, mut session) = start_with(driver::STALL, persistent).await;
+    let mut peer = Peer::subscribed(&broker).await;
+    session.connected().await;
+    peer.deliver(7).await;
+    peer.deliver(8).await;
+    let (first, second) = (session.acknowledgement().await, session.acknowledgement().await);
+    second.give();
+    // Sent again, as by a broker that has lost patience: now the last of the three.
+    peer.deliver(7).await;
+    let again = session.acknowledgement().await;
+    assert!(!first.is_awaited() && again.is_awaited());
+    assert_eq!(peer.expect(PUBACK).await, [0, 8]);
+    again.give();
+    assert_eq!(peer.expect(PUBACK).await, [0, 7]);
+
+    peer.deliver(9).await;
+    let lost = session.acknowledgement().await;
+    drop(peer);
+    session.lost().await;
+    let mut peer = Peer::subscribed(&broker).await;
+    session.connected().await;
+    peer.deliver(9).await;
+    let anew = session.acknowledgement().await;
+    lost.give();
+    session.sender.publish(message()).await.unwrap();
+    peer.expect(PUBLISH).await;
+    anew.give();
+    assert_eq!(peer.expect(PUBACK).await, [0, 9]);
+}
+
+#[tokio::test]
+async fn a_login_is_issued_for_every_connection_and_renewed_in_order() {
+    let asked = Arc::new(AtomicU64::new(0));
+    let (broker, mut session) = start_with(driver::STALL, |options| {
+        let asked = asked.clone();
+        let issue = move || -> PendingLogin {
+            let count = asked.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async move {
+                if count == 0 {
+                    return Err("the issuer is away".to_owned());
+                }
+                let (username, password) = ("device".to_owned(), format!("token-{count}"));
+                let renew_in = (count == 1).then_some(Duration::from_millis(300));
+                Ok(Login {
+                    credentials: Some(Credentials { username, password }),
+                    authorities: None,
+                    renew_in,
+                })
+            })
+        };
+        Options { identity: Identity::Issued(Arc::new(issue)), ..persistent(options) }
+    })
+    .await;
+    assert_eq!(session.lost().await, "no login: the issuer is away");
+    let mut peer = Peer(soon(broker.accept()).await.unwrap().0);
+    let connect = peer.expect(CONNECT).await;
+    assert!(connect.ends_with(b"\0\x07token-1"), "{connect:?}");
+    assert_eq!(connect[7] & 2, 0, "a persistent session is no clean one");
+    peer.welcome().await;
+    session.connected().await;
+    peer.expect(DISCONNECT).await;
+    session.lost().await;
+
+    let mut peer = Peer(soon(broker.accept()).await.unwrap().0);
+    assert!(peer.expect(CONNECT).await.ends_with(b"\0\x07token-2"));
+    peer.welcome().await;
+    session.connected().await;
+}
+
 /// Long enough for two pings, short enough for a test.
 const STALL_IN_TESTS: Duration = Duration::from_millis(2500);
 
@@ -144,15 +237,17 @@ struct Session {
 }
 
 async fn start(stall: Duration) -> (TcpListener, Session) {
+    start_with(stall, |options| options).await
+}
+
+async fn start_with(stall: Duration, change: impl FnOnce(Options) -> Options) -> (TcpListener, Session) {
     let broker = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let options =
+        change(Options::new(format!("mqtt://{}", broker.local_addr().unwrap()).parse().unwrap(), "session"));
     let (sender, events, mut driver) = open(Options {
-        broker: format!("mqtt://{}", broker.local_addr().unwrap()).parse().unwrap(),
-        client_id: "session".into(),
-        credentials: None,
-        tls: TlsFiles::default(),
         keep_alive: Duration::ZERO,
         subscriptions: vec![("site/in".into(), Qos::AtLeastOnce)],
-        last_will: None,
+        ..options
     })
     .unwrap();
     driver.stall = stall;
@@ -173,6 +268,13 @@ impl Session {
         }
     }
 
+    async fn acknowledgement(&mut self) -> Acknowledgement {
+        match self.event().await {
+            Event::Message(message) => message.acknowledgement.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     async fn lost(&mut self) -> String {
         match self.event().await {
             Event::Disconnected(reason) => reason,
@@ -187,16 +289,28 @@ struct Peer(TcpStream);
 impl Peer {
     async fn accept(broker: &TcpListener) -> Self {
         let mut peer = Self(soon(broker.accept()).await.unwrap().0);
-        peer.expect(1).await;
+        peer.expect(CONNECT).await;
         peer.send(&[0x20, 2, 0, 0]).await;
         peer
     }
 
     async fn subscribed(broker: &TcpListener) -> Self {
-        let mut peer = Self::accept(broker).await;
-        let subscribe = peer.expect(SUBSCRIBE).await;
-        peer.send(&[0x90, 3, subscribe[0], subscribe[1], 1]).await;
+        let mut peer = Self(soon(broker.accept()).await.unwrap().0);
+        peer.expect(CONNECT).await;
+        peer.welcome().await;
         peer
+    }
+
+    /// Accepts the connection, and grants the subscription.
+    async fn welcome(&mut self) {
+        self.send(&[0x20, 2, 0, 0]).await;
+        let subscribe = self.expect(SUBSCRIBE).await;
+        self.send(&[0x90, 3, subscribe[0], subscribe[1], 1]).await;
+    }
+
+    /// Sends a message that is to be acknowledged.
+    async fn deliver(&mut self, id: u8) {
+        self.send(&[0x32, 8, 0, 3, b'f', b'o', b'o', 0, id, b'!']).await;
     }
 
     /// Takes as many messages as may be unacknowledged, and lets the queue behind them fill; says how many are
@@ -209,7 +323,7 @@ impl Peer {
             self.expect(PUBLISH).await;
         }
         let mut queued = 0;
-        while sender.try_publish(message()) != Err(SendError::Busy) {
+        while sender.try_publish(message()).map(drop) != Err(SendError::Busy) {
             queued += 1;
         }
         queued
@@ -254,6 +368,10 @@ impl Peer {
         }
         Some((kind, body))
     }
+}
+
+fn persistent(options: Options) -> Options {
+    Options { persistent: true, ..options }
 }
 
 fn message() -> Outgoing {

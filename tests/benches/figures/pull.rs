@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cloud_sync::limits::AVERAGE_CHUNK_BYTES;
-use cloud_sync::session::{self, BrokerUrl, Event, Options, Outgoing, TlsFiles};
+use cloud_sync::session::{self, BrokerUrl, Event, Options, Outgoing};
 use cloud_sync::topic::Qos;
 use e2e::process::{Failure, Process, wait_until};
 use tokio::sync::Semaphore;
@@ -122,13 +122,8 @@ async fn connect(
     stop: &CancellationToken,
 ) -> Result<(session::Sender, Receiver<Event>), Failure> {
     let options = Options {
-        broker: url.parse::<BrokerUrl>().map_err(|error| error.to_string())?,
-        client_id: client.to_owned(),
-        credentials: None,
-        tls: TlsFiles::default(),
-        keep_alive: Duration::from_secs(60),
         subscriptions,
-        last_will: None,
+        ..Options::new(url.parse::<BrokerUrl>().map_err(|error| error.to_string())?, client)
     };
     let (sender, mut events, driver) = session::open(options).map_err(|error| error.to_string())?;
     tokio::spawn(driver.run(stop.clone()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use cloud_sync::session::{self, Event, Options, Outgoing, TlsFiles};
+use cloud_sync::session::{self, Event, Options, Outgoing};
 use cloud_sync::topic::Qos;
 use serde_json::{Value, json};
 
@@ -90,13 +90,8 @@ pub(super) fn over_mqtt(broker: &str, windows: &[Window], version: u64) -> Resul
     let runtime = runtime.map_err(|error| format!("starting a runtime: {error}"))?;
     let score = runtime.block_on(async {
         let options = Options {
-            broker: broker.parse().map_err(|error| format!("{error}"))?,
-            client_id: "demo-sensor".to_owned(),
-            credentials: None,
-            tls: TlsFiles::default(),
-            keep_alive: Duration::from_secs(30),
             subscriptions: vec![(PREDICTION.to_owned(), Qos::AtMostOnce)],
-            last_will: None,
+            ..Options::new(broker.parse().map_err(|error| format!("{error}"))?, "demo-sensor")
         };
         let (sender, mut events, driver) = session::open(options).map_err(|error| error.to_string())?;
         let stop = tokio_util::sync::CancellationToken::new();

@@ -88,13 +88,8 @@ impl Device {
     async fn connect(server: &Server) -> Self {
         let id: DeviceId = "gateway-1".parse().unwrap();
         let (sender, events, driver) = session::open(session::Options {
-            broker: server.ready.mqtt.clone(),
-            client_id: id.to_string(),
-            credentials: None,
-            tls: TlsFiles::default(),
-            keep_alive: KEEP_ALIVE,
             subscriptions: Root::default().of_device(&id),
-            last_will: None,
+            ..session::Options::new(server.ready.mqtt.clone(), id.as_str())
         })
         .unwrap();
         tokio::spawn(driver.run(CancellationToken::new()));

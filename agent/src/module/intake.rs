@@ -1,0 +1,264 @@
+//! Inputs of the module: each message is scored by its route, answered on the route's output, and then acknowledged.
+//!
+//! A message is any JSON that [`crate::body::read`] takes. A route answers with a [`Prediction`]; the default route,
+//! from `amlInput` to `amlOutput`, as Azure ML's `/score` does, with the property `AzureMLResponse=OK`. What can't be
+//! scored is answered on the output `errors`.
+//!
+//! Invariants:
+//! - Messages are scored and answered in the order in which they came, one at a time.
+//! - A message is acknowledged once edgeHub has all its answers, so it is delivered at least once, and what is under way
+//!   when the link or the agent dies comes again.
+//! - Nothing that a message says ends the flow: it yields one error for each route, is acknowledged, and counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cloud_sync::contract::Phase;
+use cloud_sync::limits::bounded_text;
+use cloud_sync::name::ModelName;
+use cloud_sync::session::Acknowledgement;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::desired::Route;
+use super::outbox::{Item, MAX_MESSAGE_BYTES, Outbox, Then};
+use super::topic::{CORRELATION_ID, MESSAGE_ID, Properties, Topics};
+use crate::body::{self, Lone, Prediction};
+use crate::deploy::driver::Status;
+use crate::scorer::{Live, NoChoice, ScoreRefused};
+use crate::service::{Answer, Service};
+
+/// Messages that may wait. edgeHub sends one at a time, so more than one wait only after a reconnect.
+pub const WAITING: usize = 64;
+
+/// How long a message waits for a model that is on its way, or is busy: less than the 30 s after which edgeHub sends it
+/// again. Other messages wait in edgeHub meanwhile, which has room and a time to live for them.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the message that is under way may take at the end.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Pause before a busy model is asked again.
+const BUSY: Duration = Duration::from_millis(20);
+
+/// Azure ML's names for its only input and output.
+const DEFAULT_INPUT: &str = "amlInput";
+const DEFAULT_OUTPUT: &str = "amlOutput";
+
+/// Where what can't be scored is answered.
+const ERRORS: &str = "errors";
+
+/// A message for an input.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The input.
+    pub input: String,
+    /// What was said beside the body.
+    pub properties: Properties,
+    /// What is to be scored.
+    pub body: Bytes,
+    /// How edgeHub learns that it is done with.
+    pub acknowledgement: Option<Acknowledgement>,
+}
+
+/// What scores messages.
+pub struct Intake {
+    /// Scores.
+    pub service: Service,
+    /// The model of the default route; `None` for the only one that serves.
+    pub default_model: Option<ModelName>,
+    /// Which model takes which input.
+    pub routes: watch::Receiver<Arc<[Route]>>,
+    /// Which models are on their way.
+    pub status: watch::Receiver<Status>,
+    /// Takes the answers.
+    pub outbox: Outbox,
+    /// The module's topics.
+    pub topics: Topics,
+    /// What has been done.
+    pub counters: Arc<Counters>,
+}
+
+/// What has been done with messages.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Messages that came.
+    pub received: AtomicU64,
+    /// Messages that were passed over, because the link was lost before their turn: they come again.
+    pub passed_over: AtomicU64,
+    /// Answers given.
+    pub answered: AtomicU64,
+    /// Errors given in place of an answer.
+    pub failed: AtomicU64,
+}
+
+/// Where a message goes.
+enum Way {
+    Default,
+    Route(Route),
+    Nowhere,
+}
+
+impl Intake {
+    /// Scores what comes until `stop`.
+    pub async fn run(self, mut arrivals: mpsc::Receiver<Arrival>, stop: CancellationToken) {
+        while let Some(Some(arrival)) = stop.run_until_cancelled(arrivals.recv()).await {
+            count(&self.counters.received);
+            if arrival.acknowledgement.as_ref().is_some_and(|waiting| !waiting.is_awaited()) {
+                count(&self.counters.passed_over);
+                continue;
+            }
+            tokio::select! {
+                true = self.take(arrival) => {}
+                () = cut_short(&stop) => return,
+                else => return,
+            }
+        }
+    }
+
+    /// False where the answers can't leave any more.
+    async fn take(&self, arrival: Arrival) -> bool {
+        let mut ways = self.ways(&arrival.input).into_iter().peekable();
+        while let Some(way) = ways.next() {
+            let (topic, body) = match self.answer(&way, &arrival).await {
+                Ok(message) => {
+                    count(&self.counters.answered);
+                    message
+                }
+                Err(why) => {
+                    count(&self.counters.failed);
+                    tracing::warn!(input = arrival.input, %why, "a message could not be scored");
+                    self.error(&arrival, &why)
+                }
+            };
+            // They leave in order, so when edgeHub has the last one it has them all.
+            let then = match (ways.peek(), &arrival.acknowledgement) {
+                (None, Some(input)) => Then::Acknowledge(input.clone()),
+                _ => Then::Nothing,
+            };
+            if !self.outbox.put(Item { topic, body: body.into(), then }).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn ways(&self, input: &str) -> Vec<Way> {
+        let routes = self.routes.borrow().clone();
+        let routed: Vec<Way> =
+            routes.iter().filter(|route| route.input == input).cloned().map(Way::Route).collect();
+        match input {
+            _ if !routed.is_empty() => routed,
+            DEFAULT_INPUT => vec![Way::Default],
+            _ => vec![Way::Nowhere],
+        }
+    }
+
+    async fn answer(&self, way: &Way, arrival: &Arrival) -> Result<(String, Vec<u8>), String> {
+        let (output, answer, body) = match way {
+            Way::Nowhere => return Err(format!("no route takes the input {:?}", arrival.input)),
+            Way::Route(route) => {
+                let find = || self.service.scorer.find(route.model.as_str(), None).map_err(NoChoice::from);
+                let answer = self.score(arrival, Some(&route.model), find).await?;
+                let body = serde_json::to_vec(&Prediction(&answer));
+                (route.output.as_str(), answer, body)
+            }
+            Way::Default => {
+                let preferred = self.default_model.as_ref();
+                let answer = self.score(arrival, preferred, || self.service.scorer.choose(preferred)).await?;
+                let body = serde_json::to_vec(&Lone(&answer.scored.outputs));
+                (DEFAULT_OUTPUT, answer, body)
+            }
+        };
+        let mut properties = carried_over(arrival, output);
+        properties.set(MESSAGE_ID, answer.request_id.as_str());
+        if matches!(way, Way::Default) {
+            properties.set("AzureMLResponse", "OK");
+        }
+        let topic = self.topics.event(&properties).map_err(|error| error.to_string())?;
+        let body = body.map_err(|error| error.to_string())?;
+        let size = topic.len() + body.len();
+        if size > MAX_MESSAGE_BYTES {
+            return Err(format!(
+                "the answer has {size} bytes with its properties, edgeHub takes {MAX_MESSAGE_BYTES}: score over HTTP"
+            ));
+        }
+        Ok((topic, body))
+    }
+
+    /// Scores a message on what `find` gives, waiting for it where it is on its way.
+    async fn score(
+        &self,
+        arrival: &Arrival,
+        model: Option<&ModelName>,
+        find: impl Fn() -> Result<Arc<Live>, NoChoice>,
+    ) -> Result<Answer, String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut status = self.status.clone();
+        loop {
+            let live = match find() {
+                Ok(live) => live,
+                Err(error) => {
+                    let settled = status.wait_for(|status| !is_on_its_way(status, model));
+                    let _ = tokio::time::timeout_at(deadline, settled).await;
+                    find().map_err(|_| error.to_string())?
+                }
+            };
+            // Read here and not on a blocking thread: edgeHub bounds a message to a quarter of a megabyte.
+            let body = body::read(&arrival.body, &live.facts.signature).map_err(|error| error.to_string())?;
+            let request = body.id.or_else(|| arrival.properties.message_id().map(str::to_owned));
+            let correlation = arrival.properties.correlation_id().map(str::to_owned);
+            match self.service.score_on(live, body.inputs, request, correlation).await {
+                Ok(answer) => return Ok(answer),
+                Err(ScoreRefused::Busy(..) | ScoreRefused::Stopping(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(BUSY).await;
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    }
+
+    fn error(&self, arrival: &Arrival, why: &str) -> (String, Vec<u8>) {
+        let error = json!({ "error": bounded_text(why), "input": bounded_text(&arrival.input) });
+        let topic = self.topics.event(&carried_over(arrival, ERRORS)).or_else(|_| {
+            // What was said beside the body is what is too long.
+            self.topics.event(&Properties::of_output(ERRORS))
+        });
+        (topic.unwrap_or_default(), error.to_string().into_bytes())
+    }
+}
+
+/// The properties of an answer: the application's own go with it, and what ties it to its question.
+fn carried_over(arrival: &Arrival, output: &str) -> Properties {
+    let mut properties = Properties::of_output(output);
+    for (key, value) in arrival.properties.user() {
+        properties.set(key, value);
+    }
+    let correlation = arrival.properties.correlation_id().or_else(|| arrival.properties.message_id());
+    if let Some(id) = correlation {
+        properties.set(CORRELATION_ID, id);
+    }
+    properties.set_content("application/json", "utf-8");
+    properties
+}
+
+/// Waits until a message that is under way at the end must be left: it comes again.
+async fn cut_short(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(FAREWELL).await;
+}
+
+/// Whether a model, or where none is named any, will serve soon.
+fn is_on_its_way(status: &Status, model: Option<&ModelName>) -> bool {
+    let coming = |phase| matches!(phase, Phase::Fetching | Phase::Verifying | Phase::Proving);
+    let mut asked = status.models.iter().filter(|known| model.is_none_or(|model| known.name == *model));
+    !status.restored || asked.any(|known| known.active.is_none() && coming(known.phase))
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

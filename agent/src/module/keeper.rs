@@ -1,0 +1,381 @@
+//! The one task that keeps the twin: performs what [`Twin`] decides, tells the parts what is desired of them, and reports
+//! what they are.
+//!
+//! Invariants:
+//! - What is desired survives a restart: the agent goes on as it was told before it has heard anything. So does what was
+//!   desired last without a mistake, which holds where there is one now.
+//! - All parts are told again at each start, and only then is it known what they were told; so a crash between a part and
+//!   the disk costs nothing.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cloud_sync::contract::Ledger;
+use cloud_sync::session::{Outgoing, Sender};
+use cloud_sync::topic::Qos;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::desired::{self, Mistake, Route, WantedModel, Wishes};
+use super::merge::Object;
+use super::reported::{self, Facts};
+use super::topic;
+use super::twin::{Act, Counts, Twin};
+use crate::config::Config;
+use crate::deploy::Target;
+use crate::deploy::driver::{Order, Status, Wanted};
+use crate::durable;
+use crate::health::Reporter;
+use crate::link::{Link, Registry};
+use crate::log::LogLevel;
+
+/// What edgeHub says of the twin, as far as it may wait.
+pub const NEWS: usize = 32;
+
+/// Longest time between two reports while nothing but numbers changes: rows, the free disk. IoT Hub counts each.
+const REPORT: Duration = Duration::from_secs(60);
+
+/// What edgeHub says of the twin.
+#[derive(Debug)]
+pub enum News {
+    /// The link is up.
+    Connected,
+    /// The link is down.
+    Disconnected,
+    /// A request is answered.
+    Answer {
+        /// As in HTTP.
+        status: u16,
+        /// The request's id.
+        request_id: String,
+        /// The new version, after a write.
+        version: Option<u64>,
+        /// The twin, after a read.
+        body: Bytes,
+    },
+    /// What is desired has changed.
+    Patch {
+        /// The version after it.
+        version: Option<u64>,
+        /// The change.
+        body: Bytes,
+    },
+}
+
+/// Keeps the twin; see [`Keeper::run`].
+pub struct Keeper {
+    twin: Twin,
+    sender: Sender,
+    /// Where what is desired survives.
+    path: PathBuf,
+    /// What was desired last without a mistake.
+    sound: Object,
+    wishes: Wishes,
+    mistakes: Vec<Mistake>,
+    configured: Configured,
+    log_level: LogLevel,
+    routes: watch::Sender<Arc<[Route]>>,
+    registry: watch::Sender<Option<Registry>>,
+    counts: watch::Sender<Counts>,
+}
+
+/// What holds where the twin says nothing.
+struct Configured {
+    registry: Registry,
+    log_level: String,
+}
+
+/// The parts that the twin speaks of.
+pub struct Parts {
+    /// The deployments.
+    pub orders: mpsc::Sender<Order>,
+    /// What they have come to.
+    pub status: watch::Receiver<Status>,
+    /// Knows the device's state.
+    pub reporter: Reporter,
+    /// Where rows are.
+    pub ledger: watch::Receiver<Ledger>,
+    /// The link to the registry.
+    pub link: Link,
+    /// Changes when that link comes up, or leads elsewhere.
+    pub connects: watch::Receiver<u64>,
+    /// Why the registry that is wanted can't be spoken to.
+    pub trouble: watch::Receiver<Option<String>>,
+}
+
+/// What survives.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Known {
+    version: Option<u64>,
+    desired: Object,
+    /// What was desired last without a mistake.
+    sound: Object,
+}
+
+impl Keeper {
+    /// Reads what was desired before, and tells `registry` of it. What can't be read is forgotten: edgeHub says it again.
+    pub fn open(
+        config: &Config,
+        boot_id: &str,
+        sender: Sender,
+        log_level: LogLevel,
+        registry: watch::Sender<Option<Registry>>,
+    ) -> Self {
+        let path = config.data.join("twin");
+        let known = read(&path).unwrap_or_else(|error| {
+            tracing::error!(path = %path.display(), %error, "what the twin desired before can't be read");
+            Known::default()
+        });
+        let configured = Configured {
+            registry: Registry { device: config.device.clone(), cloud: config.cloud.clone() },
+            log_level: config.log.level.clone(),
+        };
+        let mut twin = Twin::new(boot_id);
+        twin.restore(known.desired, known.version);
+        let (before, _) = desired::read(&known.sound, &Wishes::default());
+        let (wishes, mistakes) = desired::read(twin.desired(), &before);
+        registry.send_replace(configured.registry(&wishes));
+        let routes = watch::channel(routes(&wishes)).0;
+        Self {
+            routes,
+            twin,
+            sender,
+            path,
+            sound: known.sound,
+            wishes,
+            mistakes,
+            configured,
+            log_level,
+            registry,
+            counts: watch::channel(Counts::default()).0,
+        }
+    }
+
+    /// The routes that are desired.
+    pub fn routes(&self) -> watch::Receiver<Arc<[Route]>> {
+        self.routes.subscribe()
+    }
+
+    /// What went wrong so far.
+    pub fn counts(&self) -> watch::Receiver<Counts> {
+        self.counts.subscribe()
+    }
+
+    /// Keeps it until `stop`; then reports that the agent is stopping.
+    pub async fn run(mut self, mut parts: Parts, mut news: mpsc::Receiver<News>, stop: CancellationToken) {
+        if self.twin.version().is_some() {
+            let known = std::mem::take(&mut self.wishes);
+            self.distribute(known, &parts).await;
+        }
+        let mut slow = tokio::time::interval(REPORT);
+        slow.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let due = self.twin.due();
+            let acts = tokio::select! {
+                () = stop.cancelled() => break,
+                Some(news) = news.recv() => self.hear(news),
+                () = sleep_until(due) => self.twin.tick(Instant::now()),
+                () = parts.changed() => self.report(&parts, "running"),
+                _ = slow.tick() => self.report(&parts, "running"),
+            };
+            self.perform(acts, &parts).await;
+            self.counts.send_replace(self.twin.counts());
+        }
+        let acts = self.report(&parts, "stopping");
+        self.perform(acts, &parts).await;
+    }
+
+    fn hear(&mut self, news: News) -> Vec<Act> {
+        let now = Instant::now();
+        match news {
+            News::Connected => self.twin.connected(now),
+            News::Disconnected => {
+                self.twin.disconnected();
+                Vec::new()
+            }
+            News::Answer { status, request_id, version: _, body } => {
+                self.twin.answer(status, &request_id, &body, now)
+            }
+            News::Patch { version, body } => self.twin.patch(version, &body, now),
+        }
+    }
+
+    async fn perform(&mut self, acts: Vec<Act>, parts: &Parts) {
+        let mut acts = std::collections::VecDeque::from(acts);
+        while let Some(act) = acts.pop_front() {
+            let (topic, body) = match act {
+                // A blank, as Microsoft's library sends.
+                Act::Get { rid } => (topic::twin_read(&rid), Bytes::from_static(b" ")),
+                Act::Patch { rid, body } => (topic::twin_write(&rid), Bytes::from(body)),
+                Act::Apply => {
+                    self.understand(parts).await;
+                    self.keep().await;
+                    acts.extend(self.report(parts, "running"));
+                    continue;
+                }
+            };
+            let message = Outgoing { topic, body, qos: Qos::AtLeastOnce, retain: false };
+            if let Err(error) = self.sender.publish(message).await {
+                // The twin asks again: after the next connect, or when no answer has come.
+                tracing::debug!(%error, "a request of the twin was not sent");
+            }
+        }
+    }
+
+    /// Follows what is desired now.
+    async fn understand(&mut self, parts: &Parts) {
+        let (desired, before) = (self.twin.desired().clone(), self.wishes.clone());
+        let read = move || {
+            // Reads the files that a registry's section names.
+            let (wishes, mistakes) = desired::read(&desired, &before);
+            (desired, wishes, mistakes)
+        };
+        let (desired, wishes, mistakes) = match tokio::task::spawn_blocking(read).await {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::error!(%error, "reading what the twin desires");
+                return;
+            }
+        };
+        tracing::info!(version = self.twin.version(), mistakes = mistakes.len(), "following the twin");
+        if mistakes.is_empty() {
+            self.sound = desired;
+        }
+        for Mistake { path, error } in &mistakes {
+            tracing::warn!(path, error, "the twin is wrong here");
+        }
+        self.mistakes = mistakes;
+        self.distribute(wishes, parts).await;
+    }
+
+    /// Tells all parts what is desired of them.
+    async fn distribute(&mut self, wishes: Wishes, parts: &Parts) {
+        if wishes.log_level != self.wishes.log_level {
+            let level = wishes.log_level.as_ref().unwrap_or(&self.configured.log_level);
+            if let Err(error) = self.log_level.set(level) {
+                tracing::error!(%error, "setting the level of the log");
+            }
+        }
+        self.routes.send_replace(routes(&wishes));
+        self.registry.send_replace(self.configured.registry(&wishes));
+        let order = Order::Twin(self.wanted(&wishes));
+        let _ = parts.orders.send(order).await;
+        self.wishes = wishes;
+    }
+
+    fn wanted(&self, wishes: &Wishes) -> Wanted {
+        let target = |wanted: &WantedModel| Target {
+            version: wanted.version,
+            digest: wanted.digest,
+            size: wanted.size,
+            source: wanted.source.clone(),
+            settings: wanted.settings.clone(),
+            deployment: wanted.attempt,
+        };
+        let models = wishes.models.as_ref();
+        let models =
+            models.map(|models| models.iter().map(|(name, wanted)| (name.clone(), target(wanted))).collect());
+        // Where nobody else can say what is to run, nothing is.
+        let is_alone = self.registry.borrow().is_none();
+        Wanted {
+            models: models.or_else(|| is_alone.then(Default::default)),
+            unclear: wishes.unclear.clone(),
+            collect: (wishes.collect != self.wishes.collect).then_some(wishes.collect),
+        }
+    }
+
+    fn report(&mut self, parts: &Parts, state: &str) -> Vec<Act> {
+        let mut reported = parts.reporter.reported();
+        reported.agent.state = state.to_owned();
+        let trouble = parts.trouble.borrow().clone();
+        let trouble = trouble.map(|error| Mistake { path: "registry".to_owned(), error });
+        let mistakes: Vec<Mistake> = self.mistakes.iter().cloned().chain(trouble).collect();
+        let facts = Facts {
+            state: &reported,
+            applied_version: self.twin.version(),
+            mistakes: &mistakes,
+            registry_configured: self.registry.borrow().is_some(),
+            registry_connected: parts.link.is_online(),
+        };
+        self.twin.report(reported::document(&facts), Instant::now())
+    }
+
+    async fn keep(&self) {
+        let known = Known {
+            version: self.twin.version(),
+            desired: self.twin.desired().clone(),
+            sound: self.sound.clone(),
+        };
+        let path = self.path.clone();
+        let write = move || durable::replace(&path, &serde_json::to_vec(&known).map_err(io::Error::other)?);
+        let written =
+            tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        if let Err(error) = written {
+            tracing::error!(path = %self.path.display(), %error, "what the twin desires could not be written down");
+        }
+    }
+}
+
+impl Parts {
+    /// Waits until something has changed that is worth a report.
+    async fn changed(&mut self) {
+        loop {
+            tokio::select! {
+                Ok(()) = self.status.changed() => return,
+                Ok(()) = self.connects.changed() => return,
+                Ok(()) = self.trouble.changed() => return,
+                Ok(()) = self.ledger.changed() => {
+                    // Rows come and go all the time: they are worth a report a minute, unless all are up.
+                    if self.ledger.borrow_and_update().held == 0 {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Configured {
+    /// The registry that is wanted, if one is.
+    fn registry(&self, wishes: &Wishes) -> Option<Registry> {
+        let configured = &self.registry;
+        let wanted = match wishes.registry.clone() {
+            None => configured.clone(),
+            Some(wanted) => {
+                let mut cloud = configured.cloud.clone();
+                cloud.broker = Some(wanted.broker);
+                cloud.credentials = wanted.credentials;
+                cloud.tls = wanted.tls;
+                cloud.root = wanted.root.unwrap_or(cloud.root);
+                cloud.keep_alive = wanted.keep_alive.unwrap_or(cloud.keep_alive);
+                Registry { device: wanted.device.unwrap_or_else(|| configured.device.clone()), cloud }
+            }
+        };
+        Some(wanted).filter(|registry| registry.cloud.broker.is_some())
+    }
+}
+
+fn routes(wishes: &Wishes) -> Arc<[Route]> {
+    wishes.routes.clone().unwrap_or_default().into()
+}
+
+fn read(path: &Path) -> io::Result<Known> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,96 @@
+//! From edgeHub's messages to the parts that they are for. Waits for none of them but the twin's keeper.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cloud_sync::limits::bounded_text;
+use cloud_sync::session::{Event, Incoming, Sender};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio_util::sync::CancellationToken;
+
+use super::intake::Arrival;
+use super::keeper::News;
+use super::methods::{self, Call};
+use super::topic::{Inbound, Topics};
+
+/// Hands on what edgeHub says.
+pub struct Reception {
+    /// The module's topics.
+    pub topics: Topics,
+    /// Answers calls for which there is no room.
+    pub sender: Sender,
+    /// Hears of the twin.
+    pub twin: mpsc::Sender<News>,
+    /// Takes messages for inputs.
+    pub arrivals: mpsc::Sender<Arrival>,
+    /// Takes direct methods.
+    pub calls: mpsc::Sender<Call>,
+    /// What found no taker.
+    pub counters: Arc<Counters>,
+}
+
+/// What found no taker.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Inputs that found the queue full; they come again.
+    pub inputs_put_off: AtomicU64,
+    /// Calls that were refused because too many were waiting.
+    pub calls_refused: AtomicU64,
+    /// Messages on topics that mean nothing here.
+    pub foreign: AtomicU64,
+}
+
+impl Reception {
+    /// Hands on until `stop`.
+    pub async fn run(self, mut events: mpsc::Receiver<Event>, stop: CancellationToken) {
+        while let Some(Some(event)) = stop.run_until_cancelled(events.recv()).await {
+            match event {
+                Event::Connected => self.tell(News::Connected).await,
+                Event::Disconnected(_) => self.tell(News::Disconnected).await,
+                Event::Message(message) => self.take(message).await,
+            }
+        }
+    }
+
+    async fn take(&self, message: Incoming) {
+        let Incoming { topic, body, acknowledgement } = message;
+        let inbound = self.topics.parse(&topic);
+        if let Some(Inbound::Input { name, properties }) = inbound {
+            let arrival = Arrival { input: name, properties, body, acknowledgement };
+            // Not acknowledged, so edgeHub sends it again.
+            if let Err(TrySendError::Full(_)) = self.arrivals.try_send(arrival) {
+                self.counters.inputs_put_off.fetch_add(1, Ordering::Relaxed);
+            }
+            return;
+        }
+        // All else is answered, or read again after a reconnect.
+        if let Some(acknowledgement) = acknowledgement {
+            acknowledgement.give();
+        }
+        match inbound {
+            Some(Inbound::Method { name, request_id }) => {
+                let call = Call { name, request_id, body };
+                if let Err(TrySendError::Full(call)) = self.calls.try_send(call) {
+                    self.counters.calls_refused.fetch_add(1, Ordering::Relaxed);
+                    let busy = json!({ "error": "too many methods are being run; try again" });
+                    methods::answer(&self.sender, &call.request_id, 409, &busy).await;
+                }
+            }
+            Some(Inbound::TwinAnswer { status, request_id, version }) => {
+                self.tell(News::Answer { status, request_id, version, body }).await;
+            }
+            Some(Inbound::DesiredPatch { version }) => self.tell(News::Patch { version, body }).await,
+            Some(Inbound::Input { .. }) | None => {
+                self.counters.foreign.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(topic = bounded_text(topic), "a message on a topic that means nothing here");
+            }
+        }
+    }
+
+    async fn tell(&self, news: News) {
+        // The keeper ends only when all does.
+        let _ = self.twin.send(news).await;
+    }
+}

@@ -1,7 +1,7 @@
 """What a JSON schema says of documents: schema.py SCHEMA FILE...
 
-Fails if the schema is none. Prints a JSON list with, for each FILE, the list of its mistakes as {path, error}; a path
-goes as deep as the rule that was broken can tell, and has dots between its parts.
+Fails if the schema is none. Prints a JSON list with, for each FILE, the list of its mistakes as {path, error}; a path,
+such as routes[0].input, goes as deep as the rule that was broken can tell.
 """
 
 import json
@@ -17,7 +17,8 @@ validator = Draft202012Validator(schema)
 
 def mistakes(document):
     for error in validator.iter_errors(document):
-        yield {"path": ".".join(map(str, error.absolute_path)), "error": error.message}
+        parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+        yield {"path": "".join(parts).removeprefix("."), "error": error.message}
 
 
 print(json.dumps([list(mistakes(document)) for document in documents]))

@@ -9,6 +9,7 @@ mod link;
 mod source;
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 
 use cloud_sync::digest::Digest;
 use cloud_sync::name::{ModelName, ModelVersion};
@@ -69,7 +70,7 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// A name that must be there once.
-    #[error("{what} {name} is given twice; a module runs one version of a model")]
+    #[error("{what} {name} is given twice")]
     Twice {
         /// What is named.
         what: &'static str,
@@ -251,7 +252,8 @@ impl Deployment {
     }
 
     fn check_twin(&self) -> Result<(), ManifestError> {
-        once("the model", self.models.iter().map(|model| model.version.name.as_str()))?;
+        once("the model", self.models.iter().map(|model| &model.version.name))?;
+        once("the route", &self.routes)?;
         for (what, given) in [("models", self.models.len()), ("routes", self.routes.len())] {
             if given > MAX_ENTRIES {
                 return Err(ManifestError::TooMany { what, given });
@@ -330,11 +332,11 @@ fn object<'a>(
     manifest.pointer_mut(path).and_then(Value::as_object_mut).ok_or(ManifestError::Base(path))
 }
 
-fn once<'a>(what: &'static str, names: impl Iterator<Item = &'a str>) -> Result<(), ManifestError> {
+fn once<T: Display>(what: &'static str, names: impl IntoIterator<Item = T>) -> Result<(), ManifestError> {
     let mut seen = BTreeSet::new();
-    let mut names = names;
-    match names.find(|name| !seen.insert(*name)) {
-        Some(name) => Err(ManifestError::Twice { what, name: name.to_owned() }),
+    let mut names = names.into_iter().map(|name| name.to_string());
+    match names.find(|name| !seen.insert(name.clone())) {
+        Some(name) => Err(ManifestError::Twice { what, name }),
         None => Ok(()),
     }
 }

@@ -255,3 +255,30 @@ proptest! {
         prop_assert!(known <= 2);
     }
 }
+
+/// The corpus that the twin's published schema is held to as well: `PATH~WHAT.json` are the bad ones.
+#[test]
+fn the_published_corpus_is_read_as_its_schema_says() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/twin");
+    let read = |path: &std::path::Path| {
+        let document = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        over(&Wishes::default(), document).1
+    };
+    let files = |folder: &str| {
+        let entries = corpus.join(folder).read_dir().unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    for path in files("good") {
+        // A schema can't know which files there are.
+        let about_files =
+            ["passwordFile", "authorities", "certificate", "key"].map(|key| format!("registry.{key}"));
+        let mistakes: Vec<_> = read(&path).into_iter().filter(|at| !about_files.contains(at)).collect();
+        assert!(mistakes.is_empty(), "{}: {mistakes:?}", path.display());
+    }
+    for path in files("bad") {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let expected = name.split('~').next().unwrap().to_owned();
+        let mistakes = read(&path);
+        assert!(mistakes.contains(&expected), "{name}: {mistakes:?}");
+    }
+}

@@ -143,6 +143,12 @@ impl fmt::Display for PortName {
     }
 }
 
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.input, self.model, self.output)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

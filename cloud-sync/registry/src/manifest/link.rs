@@ -21,11 +21,16 @@ pub struct RegistryLink {
     #[serde(skip_serializing_if = "Option::is_none")]
     root: Option<Root>,
     /// The user name at that broker.
-    #[arg(id = "registry_username", long = "registry-username", value_name = "NAME")]
+    #[arg(
+        id = "registry_username",
+        long = "registry-username",
+        value_name = "NAME",
+        requires = "registry_password_file"
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     username: Option<String>,
     /// A file in the container with the password at that broker.
-    #[arg(id = "registry_password_file", long = "registry-password-file", value_name = "PATH", value_parser = path)]
+    #[arg(id = "registry_password_file", long = "registry-password-file", value_name = "PATH", value_parser = path, requires = "registry_username")]
     #[serde(skip_serializing_if = "Option::is_none")]
     password_file: Option<String>,
     /// A PEM file in the container with the authorities of that broker's certificate; the image's where none is given.

@@ -117,14 +117,15 @@ fn options_are_cut_at_512_characters_and_bounded() {
 
 #[test]
 fn what_could_not_work_is_refused_with_what_to_do() {
-    let refused = |change: &dyn Fn(&mut Deployment)| {
+    type Change<'a> = &'a dyn Fn(&mut Deployment);
+    let refused = |change: Change<'_>| {
         let mut deployment = deployment();
         change(&mut deployment);
         let why = deployment.standard(None).unwrap_err();
         assert_eq!(deployment.layered(), Err(why.clone()));
         why.to_string()
     };
-    let cases: [(&dyn Fn(&mut Deployment), &str); 8] = [
+    let cases: [(Change<'_>, &str); 9] = [
         (&|d| d.models.extend(d.models.clone()), "load is given twice"),
         (&|d| d.routes.push("a:other:b".parse().unwrap()), "goes through other"),
         (&|d| d.feeds.push("a/outputs/b=c".parse().unwrap()), "--route c:MODEL:OUTPUT"),
@@ -135,7 +136,8 @@ fn what_could_not_work_is_refused_with_what_to_do() {
         ),
         (&|d| d.models[0].source = Source::Registry, "--registry-broker mqtts://HOST"),
         (&|d| d.models.clear(), "say where the module finds its models"),
-        (&|d| d.routes = vec![d.routes[0].clone(); 65], "65 routes"),
+        (&|d| d.routes.extend(d.routes.clone()), "readings:load:predictions is given twice"),
+        (&|d| d.routes = (0..65).map(|n| format!("in{n}:load:out").parse().unwrap()).collect(), "65 routes"),
     ];
     for (change, what) in cases {
         let why = refused(change);

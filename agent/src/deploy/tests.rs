@@ -77,6 +77,17 @@ fn the_version_before_is_kept_and_can_be_had_back() {
 }
 
 #[test]
+fn a_version_that_was_rolled_back_stays_so_when_only_its_source_moves() {
+    let state = step(serving(2, Some(1)), Event::Rollback).0;
+    let elsewhere = Target { source: "https://host/x.bundle?sig=2".parse().unwrap(), ..target(2) };
+    let (state, effects) = step(state, Event::Desired(elsewhere.clone()));
+    assert!(effects.is_empty());
+    assert_eq!((state.phase, &state.target), (Phase::RolledBack, &elsewhere));
+    let again = Target { deployment: 3, ..elsewhere };
+    assert_eq!(step(state, Event::Desired(again)).0.phase, Phase::Fetching);
+}
+
+#[test]
 fn a_rollback_that_fails_goes_back_to_what_served() {
     let state = step(serving(2, Some(1)), Event::Rollback).0;
     let (state, effects) = step(state, Event::RestoreFailed(digest(1), "no memory".into()));

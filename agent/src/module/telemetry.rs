@@ -159,7 +159,7 @@ mod tests {
             let body: Value = serde_json::from_slice(&batch.body).unwrap();
             let rows = body["rows"].as_array().unwrap().clone();
             assert_eq!(rows[0]["inputs"]["x"].as_array().unwrap().len(), 100);
-            assert_eq!(rows[0]["time"], "2026-11-22T14:21:01Z");
+            assert_eq!(rows[0]["time"], "2026-11-22T16:21:01Z");
             seen.extend(rows.iter().map(|row| row["sequence"].as_u64().unwrap()));
             assert_eq!(seen.last(), Some(&batch.last));
             after = batch.last as usize;

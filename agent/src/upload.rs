@@ -90,9 +90,16 @@ impl Uploader {
         let (mut flight, mut to_hub) = (Flight::new(), edge_hub::Flight::default());
         while !stop.is_cancelled() {
             let hub = self.hub.clone().filter(|_| !self.link.is_attached());
+            // What was on its way to the one is not known to the other.
             let turn = match hub {
-                Some(hub) => self.turn_to_hub(&hub, &mut to_hub, &stop).await,
-                None => self.turn(&mut flight, &stop).await,
+                Some(hub) => {
+                    flight = Flight::new();
+                    self.turn_to_hub(&hub, &mut to_hub, &stop).await
+                }
+                None => {
+                    to_hub = edge_hub::Flight::default();
+                    self.turn(&mut flight, &stop).await
+                }
             };
             if let Err(error) = turn {
                 tracing::error!(%error, retry_in = ?DISK_RETRY, "the spool can't be read");

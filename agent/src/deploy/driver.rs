@@ -33,8 +33,9 @@ pub const ORDERS: usize = 64;
 pub enum Order {
     /// The registry's wishes. While a twin decides they are not followed.
     Desired(Desired),
-    /// A twin's wishes. They are followed whatever they were before: a twin has its own order.
-    Twin(Wanted),
+    /// A twin's wishes. They are followed whatever they were before: a twin has its own order. Answers once the status
+    /// shows them.
+    Twin(Wanted, oneshot::Sender<()>),
     /// Serve the version before. Answers with that version, or with why not.
     Rollback(ModelName, oneshot::Sender<Result<u64, String>>),
     /// Collect so, until the cloud says otherwise.
@@ -164,7 +165,11 @@ impl Driver {
                 self.state.collect = desired.collect.or(self.state.collect);
                 self.want(wanted.collect()).await;
             }
-            Order::Twin(wanted) => self.follow_twin(wanted).await,
+            Order::Twin(wanted, answer) => {
+                self.follow_twin(wanted).await;
+                self.publish();
+                let _ = answer.send(());
+            }
             Order::Rollback(name, answer) => {
                 let previous = self.state.models.get(&name).map(|deployment| deployment.previous.clone());
                 let result = match previous {

@@ -71,8 +71,8 @@ pub struct Intake {
     pub service: Service,
     /// The model of the default route; `None` for the only one that serves.
     pub default_model: Option<ModelName>,
-    /// Which model takes which input.
-    pub routes: watch::Receiver<Arc<[Route]>>,
+    /// Which model takes which input; `None` while nothing is known of the twin.
+    pub routes: watch::Receiver<Option<Arc<[Route]>>>,
     /// Which models are on their way.
     pub status: watch::Receiver<Status>,
     /// Takes the answers.
@@ -122,7 +122,7 @@ impl Intake {
 
     /// False where the answers can't leave any more.
     async fn take(&self, arrival: Arrival) -> bool {
-        let mut ways = self.ways(&arrival.input).into_iter().peekable();
+        let mut ways = self.ways(&arrival.input).await.into_iter().peekable();
         while let Some(way) = ways.next() {
             let (topic, body) = match self.answer(&way, &arrival).await {
                 Ok(message) => {
@@ -147,15 +147,21 @@ impl Intake {
         true
     }
 
-    fn ways(&self, input: &str) -> Vec<Way> {
-        let routes = self.routes.borrow().clone();
+    /// Where a message goes. One that comes before the first word of the twin waits for that, unless there is a model
+    /// for it all the same.
+    async fn ways(&self, input: &str) -> Vec<Way> {
+        let mut routes = self.routes.clone();
+        let is_default = input == DEFAULT_INPUT;
+        if !is_default || self.service.scorer.choose(self.default_model.as_ref()).is_err() {
+            let _ = tokio::time::timeout(PATIENCE, routes.wait_for(Option::is_some)).await;
+        }
+        let routes = routes.borrow().clone().unwrap_or_default();
         let routed: Vec<Way> =
             routes.iter().filter(|route| route.input == input).cloned().map(Way::Route).collect();
-        match input {
-            _ if !routed.is_empty() => routed,
-            DEFAULT_INPUT => vec![Way::Default],
-            _ => vec![Way::Nowhere],
+        if !routed.is_empty() {
+            return routed;
         }
+        vec![if is_default { Way::Default } else { Way::Nowhere }]
     }
 
     async fn answer(&self, way: &Way, arrival: &Arrival) -> Result<(String, Vec<u8>), String> {

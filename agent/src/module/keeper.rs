@@ -17,7 +17,7 @@ use cloud_sync::contract::Ledger;
 use cloud_sync::session::{Outgoing, Sender};
 use cloud_sync::topic::Qos;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +39,9 @@ pub const NEWS: usize = 32;
 
 /// Longest time between two reports while nothing but numbers changes: rows, the free disk. IoT Hub counts each.
 const REPORT: Duration = Duration::from_secs(60);
+
+/// How long the last report may take: the pause between two, and edgeHub's answer to both.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// What edgeHub says of the twin.
 #[derive(Debug)]
@@ -79,7 +82,9 @@ pub struct Keeper {
     mistakes: Vec<Mistake>,
     configured: Configured,
     log_level: LogLevel,
-    routes: watch::Sender<Arc<[Route]>>,
+    /// What the agent says that it is doing.
+    state: &'static str,
+    routes: watch::Sender<Option<Arc<[Route]>>>,
     registry: watch::Sender<Option<Registry>>,
     counts: watch::Sender<Counts>,
 }
@@ -141,7 +146,7 @@ impl Keeper {
         let (before, _) = desired::read(&known.sound, &Wishes::default());
         let (wishes, mistakes) = desired::read(twin.desired(), &before);
         registry.send_replace(configured.registry(&wishes));
-        let routes = watch::channel(routes(&wishes)).0;
+        let routes = watch::channel(twin.version().map(|_| routes(&wishes))).0;
         Self {
             routes,
             twin,
@@ -152,13 +157,14 @@ impl Keeper {
             mistakes,
             configured,
             log_level,
+            state: "running",
             registry,
             counts: watch::channel(Counts::default()).0,
         }
     }
 
-    /// The routes that are desired.
-    pub fn routes(&self) -> watch::Receiver<Arc<[Route]>> {
+    /// The routes that are desired; `None` while nothing is known of the twin.
+    pub fn routes(&self) -> watch::Receiver<Option<Arc<[Route]>>> {
         self.routes.subscribe()
     }
 
@@ -181,14 +187,29 @@ impl Keeper {
                 () = stop.cancelled() => break,
                 Some(news) = news.recv() => self.hear(news),
                 () = sleep_until(due) => self.twin.tick(Instant::now()),
-                () = parts.changed() => self.report(&parts, "running"),
-                _ = slow.tick() => self.report(&parts, "running"),
+                () = parts.changed() => self.report(&parts),
+                _ = slow.tick() => self.report(&parts),
             };
             self.perform(acts, &parts).await;
             self.counts.send_replace(self.twin.counts());
         }
-        let acts = self.report(&parts, "stopping");
-        self.perform(acts, &parts).await;
+        self.state = "stopping";
+        let last = async {
+            let mut acts = self.report(&parts);
+            loop {
+                self.perform(acts, &parts).await;
+                if self.twin.has_reported() {
+                    return;
+                }
+                acts = tokio::select! {
+                    Some(news) = news.recv() => self.hear(news),
+                    () = sleep_until(self.twin.due()) => self.twin.tick(Instant::now()),
+                };
+            }
+        };
+        if tokio::time::timeout(FAREWELL, last).await.is_err() {
+            tracing::warn!("the twin was not told in time that the agent is stopping");
+        }
     }
 
     fn hear(&mut self, news: News) -> Vec<Act> {
@@ -216,7 +237,7 @@ impl Keeper {
                 Act::Apply => {
                     self.understand(parts).await;
                     self.keep().await;
-                    acts.extend(self.report(parts, "running"));
+                    acts.extend(self.report(parts));
                     continue;
                 }
             };
@@ -262,10 +283,14 @@ impl Keeper {
                 tracing::error!(%error, "setting the level of the log");
             }
         }
-        self.routes.send_replace(routes(&wishes));
         self.registry.send_replace(self.configured.registry(&wishes));
-        let order = Order::Twin(self.wanted(&wishes));
-        let _ = parts.orders.send(order).await;
+        let (answer, followed) = oneshot::channel();
+        // Neither is answered only where the agent is stopping.
+        if parts.orders.send(Order::Twin(self.wanted(&wishes), answer)).await.is_ok() {
+            let _ = followed.await;
+        }
+        // Behind the models that they lead to, so that a message is not refused for one that is on its way.
+        self.routes.send_replace(Some(routes(&wishes)));
         self.wishes = wishes;
     }
 
@@ -290,9 +315,9 @@ impl Keeper {
         }
     }
 
-    fn report(&mut self, parts: &Parts, state: &str) -> Vec<Act> {
+    fn report(&mut self, parts: &Parts) -> Vec<Act> {
         let mut reported = parts.reporter.reported();
-        reported.agent.state = state.to_owned();
+        reported.agent.state = self.state.to_owned();
         let trouble = parts.trouble.borrow().clone();
         let trouble = trouble.map(|error| Mistake { path: "registry".to_owned(), error });
         let mistakes: Vec<Mistake> = self.mistakes.iter().cloned().chain(trouble).collect();

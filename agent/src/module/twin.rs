@@ -198,6 +198,11 @@ impl Twin {
         self.writer.step(now).into_iter().collect()
     }
 
+    /// Whether edgeHub has acknowledged all that is to be reported, or is not there to be told.
+    pub fn has_reported(&self) -> bool {
+        self.writer.is_done()
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now: Instant) -> Vec<Act> {
         let mut acts = Vec::new();

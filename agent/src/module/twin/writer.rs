@@ -126,6 +126,11 @@ impl Writer {
         }
     }
 
+    /// Whether there is nothing to say, and nothing under way.
+    pub(super) fn is_done(&self) -> bool {
+        self.in_flight.is_none() && self.patch().is_none()
+    }
+
     pub(super) fn due(&self) -> Option<Instant> {
         match &self.in_flight {
             Some(sent) => Some(sent.request.until),

@@ -174,7 +174,7 @@ impl Commands {
         self.flush.send_modify(|count| *count += 1);
         let mut ledger = self.ledger.clone();
         let gone = tokio::time::timeout(left, ledger.wait_for(|ledger| has_left(ledger, captured))).await;
-        let status = if matches!(gone, Ok(Ok(_))) { 200 } else { 504 };
+        let status = if matches!(gone, Ok(Ok(_))) { 200 } else { 500 };
         let ledger = self.ledger.borrow().clone();
         serde_json::to_value(ledger)
             .map(|ledger| (status, ledger))

@@ -14,7 +14,7 @@ use cloud_sync::contract::{
     decode, encode,
 };
 use cloud_sync::name::DeviceId;
-use cloud_sync::session::{Counters, Event, Incoming, Options, Outgoing, SendError, Sender};
+use cloud_sync::session::{BrokerUrl, Counters, Event, Incoming, Options, Outgoing, SendError, Sender};
 use cloud_sync::topic::{Kind, Root};
 
 /// Who this device is, and where its topics are.
@@ -35,6 +35,17 @@ pub struct Registry {
     pub cloud: crate::config::Cloud,
 }
 
+/// Which registry there is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uplink {
+    /// None.
+    None,
+    /// One, and it can't be told which: what says so is wrong.
+    Unclear,
+    /// This one.
+    Registry(Registry),
+}
+
 /// What the cloud says.
 #[derive(Debug)]
 pub enum Order {
@@ -43,7 +54,7 @@ pub enum Order {
     /// The link is down.
     Disconnected,
     /// What to run.
-    Desired(Desired),
+    Desired(Desired, Origin),
     /// A piece of a bundle.
     Chunk(Chunk),
     /// Rows are durable.
@@ -51,6 +62,10 @@ pub enum Order {
     /// Something to do once.
     Command(Command),
 }
+
+/// Which registry says something, and to which device: revisions compare only within one of these.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Origin(String);
 
 /// The sending end. Cheap to clone.
 #[derive(Clone, Default)]
@@ -64,6 +79,7 @@ pub struct Link {
 #[derive(Clone)]
 struct Line {
     address: Address,
+    origin: Origin,
     sender: Sender,
 }
 
@@ -94,9 +110,11 @@ impl Address {
 }
 
 impl Link {
-    /// Goes on over a session that was made with this address.
-    pub fn attach(&self, address: Address, sender: Sender) {
-        *self.line.write().unwrap_or_else(PoisonError::into_inner) = Some(Line { address, sender });
+    /// Goes on over a session that was made with this address, with this broker.
+    pub fn attach(&self, address: Address, broker: &BrokerUrl, sender: Sender) {
+        let origin = Origin(format!("{broker} {}", address.root.topic(&address.device, Kind::Desired)));
+        let line = Line { address, origin, sender };
+        *self.line.write().unwrap_or_else(PoisonError::into_inner) = Some(line);
     }
 
     /// Goes on without a cloud.
@@ -164,7 +182,7 @@ impl Link {
     }
 
     async fn send<M: Message>(&self, message: &M) -> Result<(), LinkError> {
-        let Line { address, sender } = self.line().ok_or(SendError::Offline)?;
+        let Line { address, sender, .. } = self.line().ok_or(SendError::Offline)?;
         sender.publish(address.outgoing(message)?).await?;
         Ok(())
     }
@@ -174,13 +192,13 @@ impl Link {
     }
 
     fn read(&self, message: &Incoming) -> Result<Option<Order>, ContractError> {
-        let Some(Line { address, .. }) = self.line() else { return Ok(None) };
+        let Some(Line { address, origin, .. }) = self.line() else { return Ok(None) };
         let Some((device, kind)) = address.root.parse(&message.topic) else { return Ok(None) };
         if device != address.device {
             return Ok(None);
         }
         Ok(Some(match kind {
-            Kind::Desired => Order::Desired(decode(&message.body)?),
+            Kind::Desired => Order::Desired(decode(&message.body)?, origin),
             Kind::Chunk => Order::Chunk(decode(&message.body)?),
             Kind::Receipt => Order::Receipt(decode(&message.body)?),
             Kind::Command => Order::Command(decode(&message.body)?),

@@ -120,7 +120,9 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
     if let Some(word) = level.split(',').find(|part| lone_word(part)) {
         return Err(wrong(format!("unknown level {word:?}")));
     }
-    EnvFilter::builder().parse(level).map_err(|error| wrong(error.to_string()))
+    // It writes whole URLs, and with them what may be a secret; what fails is told by whoever asked for it.
+    let quiet = [level, "ureq=off", "ureq_proto=off"].join(",");
+    EnvFilter::builder().parse(quiet).map_err(|error| wrong(error.to_string()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! From the spool to the cloud: batches out, receipts in.
 //!
 //! Invariants:
-//! - A row leaves the spool only on the cloud's receipt; a broker's word that it has a message is worth nothing.
+//! - A row leaves the spool only on the cloud's receipt; a broker's word that it has a message is worth nothing, but
+//!   where there is to be no cloud and edgeHub's word is all that there is: see [`edge_hub`].
 //! - After a reconnect, or when a receipt does not come, everything without a receipt is sent again; the cloud
 //!   keeps each row once, by its stream and sequence number.
 //! - Each batch names the row that was sent before it, so the cloud notices a batch that was lost; its receipt
@@ -23,9 +24,9 @@ use serde_bytes::ByteBuf;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use edge_hub::EdgeHub;
+use edge_hub::{EdgeHub, ToHub};
 
-use crate::link::Link;
+use crate::link::{Link, Uplink};
 use crate::spool::{Ledger, Spool, SpoolError};
 
 /// Batches on their way: enough to fill a long round trip, little enough to send again on a bad link.
@@ -65,7 +66,9 @@ pub struct Uploader {
     pub receipts: mpsc::Receiver<Receipt>,
     /// Where the ledger is made known.
     pub ledger: watch::Sender<cloud_sync::contract::Ledger>,
-    /// Where rows go while there is no cloud, in a module of IoT Edge.
+    /// Which registry there is to be.
+    pub uplink: watch::Receiver<Uplink>,
+    /// Where rows go while there is to be none, in a module of IoT Edge.
     pub hub: Option<EdgeHub>,
 }
 
@@ -87,9 +90,9 @@ struct Flight {
 impl Uploader {
     /// Uploads until `stop`. A disk that fails is tried again: scoring must go on meanwhile.
     pub async fn run(mut self, stop: CancellationToken) {
-        let (mut flight, mut to_hub) = (Flight::new(), edge_hub::Flight::default());
+        let (mut flight, mut to_hub) = (Flight::new(), ToHub::default());
         while !stop.is_cancelled() {
-            let hub = self.hub.clone().filter(|_| !self.link.is_attached());
+            let hub = self.hub.clone().filter(|_| *self.uplink.borrow_and_update() == Uplink::None);
             // What was on its way to the one is not known to the other.
             let turn = match hub {
                 Some(hub) => {
@@ -97,7 +100,7 @@ impl Uploader {
                     self.turn_to_hub(&hub, &mut to_hub, &stop).await
                 }
                 None => {
-                    to_hub = edge_hub::Flight::default();
+                    to_hub = ToHub::default();
                     self.turn(&mut flight, &stop).await
                 }
             };

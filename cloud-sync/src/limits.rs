@@ -5,8 +5,8 @@
 /// Largest message that either end sends: AWS IoT Core refuses more, and every other broker takes it.
 pub const MAX_MESSAGE_BYTES: usize = 128 * 1024;
 
-/// Largest MQTT packet that is read at all: what edgeHub delivers (256 KiB of message) with the longest topic. Twice
-/// what our own messages may have; what is larger comes from a stranger, ends the connection, and is counted as dropped.
+/// Largest MQTT packet that is read at all: what edgeHub delivers (256 KiB of message) with the longest topic. 2.5
+/// times what our own messages may have; what is larger comes from a stranger, ends the connection, and is counted as dropped.
 pub const MAX_PACKET_BYTES: usize = 2 * MAX_MESSAGE_BYTES + 64 * 1024;
 
 /// Bytes of a message that its envelope (field names, digests, counters) may take beside its payload.

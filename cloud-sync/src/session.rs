@@ -10,7 +10,7 @@
 //! - [`Event::Connected`] comes after the broker has granted every subscription, and is never missed: a
 //!   connection that can't be told to the consumer is given up and made again.
 //! - A slow consumer never stops the keep-alive: messages that do not fit into its queue are dropped and
-//!   counted.
+//!   counted; in a persistent session they are not acknowledged, and come again.
 //! - An undecodable or foreign packet ends the connection, never the process; retries back off with jitter.
 
 mod broker;
@@ -39,7 +39,8 @@ use outgoing::Departures;
 use crate::limits::MAX_PACKET_BYTES;
 use crate::topic::Qos;
 
-/// Events that may wait for the consumer: 256 messages of at most [`MAX_PACKET_BYTES`] are 64 MiB.
+/// Events that may wait for the consumer. Every consumer takes them at once and has bounds of its own, so this is for a
+/// burst; 256 of the largest would be 80 MiB.
 const INCOMING_QUEUE: usize = 256;
 
 /// Messages that may wait for the network; the sender waits when they are used up.

@@ -6,12 +6,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::dispatcher::Dispatcher;
 use crate::health;
-use crate::link::{Address, Link, Registry};
+use crate::link::{Address, Link, Registry, Uplink};
 
 /// Keeps the session with the registry that is wanted, if one is.
 pub(super) struct Dialer {
     pub(super) link: Link,
-    pub(super) wanted: watch::Receiver<Option<Registry>>,
+    pub(super) wanted: watch::Receiver<Uplink>,
     pub(super) dispatcher: Dispatcher,
     pub(super) boot_id: String,
     /// Why the registry that is wanted can't be spoken to.
@@ -32,9 +32,10 @@ pub enum DialError {
 /// A session that is not started.
 pub(super) type Opened = (tokio::sync::mpsc::Receiver<session::Event>, session::Driver);
 
-/// Opens the session with a registry, and attaches the link to it. Reads the files with its certificates.
-pub(super) fn open(registry: &Registry, link: &Link, boot_id: &str) -> Result<Option<Opened>, DialError> {
-    let Registry { device, cloud } = registry;
+/// Opens the session with the registry that is wanted, if one is, and attaches the link to it. Reads the files with its
+/// certificates.
+pub(super) fn open(uplink: &Uplink, link: &Link, boot_id: &str) -> Result<Option<Opened>, DialError> {
+    let Uplink::Registry(Registry { device, cloud }) = uplink else { return Ok(None) };
     let Some(broker) = &cloud.broker else { return Ok(None) };
     let address = Address { root: cloud.root.clone(), device: device.clone() };
     let mut options = Options {
@@ -45,16 +46,15 @@ pub(super) fn open(registry: &Registry, link: &Link, boot_id: &str) -> Result<Op
     };
     address.prepare(&mut options, &health::presence(boot_id, false))?;
     let (sender, events, driver) = session::open(options)?;
-    link.attach(address, sender);
+    link.attach(address, broker, sender);
     Ok(Some((events, driver)))
 }
 
 impl Dialer {
-    /// Speaks to whichever registry is wanted, until `stop`. The first session was opened before.
-    pub(super) async fn run(self, first: Option<Opened>, stop: CancellationToken) {
+    /// Speaks to whichever registry is wanted, until `stop`. The session with the `first` was opened before.
+    pub(super) async fn run(self, first: Uplink, session: Option<Opened>, stop: CancellationToken) {
         let Self { link, mut wanted, dispatcher, boot_id, trouble } = self;
-        let mut opened = first;
-        let mut known = wanted.borrow_and_update().clone();
+        let (mut known, mut opened) = (first, session);
         loop {
             let hang_up = stop.child_token();
             let session = opened.take();
@@ -82,8 +82,11 @@ impl Dialer {
                 other = other => other,
             };
             if link.is_online() {
-                // The last will speaks only for those who are lost.
-                let _ = link.presence(&health::presence(&boot_id, false)).await;
+                // The last will speaks only for those who are lost. Beside the session, which alone makes room for it.
+                tokio::select! {
+                    () = &mut talk => return,
+                    _ = async { link.presence(&health::presence(&boot_id, false)).await } => {}
+                }
             }
             hang_up.cancel();
             talk.await;
@@ -106,14 +109,9 @@ impl Dialer {
     }
 }
 
-/// Opens the session with the registry that is wanted, if one is.
-async fn open_blocking(
-    wanted: Option<Registry>,
-    link: &Link,
-    boot_id: &str,
-) -> Result<Option<Opened>, String> {
-    let Some(registry) = wanted else { return Ok(None) };
+/// As [`open`].
+async fn open_blocking(uplink: Uplink, link: &Link, boot_id: &str) -> Result<Option<Opened>, String> {
     let (link, boot_id) = (link.clone(), boot_id.to_owned());
-    let opened = tokio::task::spawn_blocking(move || open(&registry, &link, &boot_id)).await;
+    let opened = tokio::task::spawn_blocking(move || open(&uplink, &link, &boot_id)).await;
     opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }

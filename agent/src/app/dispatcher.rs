@@ -52,8 +52,8 @@ impl Dispatcher {
         while let Some(Some(event)) = stop.run_until_cancelled(events.recv()).await {
             match self.link.order(event) {
                 Some(Order::Connected) => self.connects.send_modify(|count| *count += 1),
-                Some(Order::Desired(desired)) => {
-                    let _ = self.orders.send(driver::Order::Desired(desired)).await;
+                Some(Order::Desired(desired, origin)) => {
+                    let _ = self.orders.send(driver::Order::Desired(desired, origin)).await;
                 }
                 Some(Order::Chunk(chunk)) => self.fetcher.deliver(chunk),
                 Some(Order::Receipt(receipt)) => {

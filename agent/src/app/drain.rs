@@ -16,6 +16,9 @@ const SHUTDOWN: Duration = Duration::from_secs(9);
 /// The part of it that requests under way may take; the rest is for the disk and the farewell to the cloud.
 const REQUESTS: Duration = Duration::from_secs(6);
 
+/// What of it is kept for the farewell to the cloud, whoever is late before.
+const FAREWELL: Duration = Duration::from_millis(1500);
+
 /// Everything that runs, by the order in which it is stopped.
 #[derive(Default)]
 pub(super) struct Running {
@@ -63,7 +66,7 @@ impl Running {
                 _ => {}
             }
         }
-        work.finish(deadline).await;
+        work.finish(deadline.checked_sub(FAREWELL).unwrap_or(deadline)).await;
         link.finish(deadline).await;
         tracing::info!("edgewise-agent has stopped");
     }

@@ -21,7 +21,7 @@ use crate::deploy::driver::{self, Driver, Parts, Status};
 use crate::fetch::Fetcher;
 use crate::health::Reporter;
 use crate::http::Readiness;
-use crate::link::{Link, Registry};
+use crate::link::{Link, Registry, Uplink};
 use crate::log::LogLevel;
 use crate::metrics::Metrics;
 use crate::module::identity::Identity;
@@ -36,7 +36,8 @@ use crate::vault::Vault;
 pub(super) struct Managed {
     link: Link,
     session: Option<Opened>,
-    registry: watch::Receiver<Option<Registry>>,
+    uplink: watch::Receiver<Uplink>,
+    first: Uplink,
     trouble: watch::Sender<Option<String>>,
     boot_id: String,
     driver: Driver,
@@ -69,9 +70,13 @@ impl Managed {
         std::fs::create_dir_all(&config.data).map_err(data)?;
         let boot_id = uuid::Uuid::new_v4().simple().to_string();
         let link = Link::default();
-        let configured = Registry { device: config.device.clone(), cloud: config.cloud.clone() };
-        let configured = Some(configured).filter(|registry| registry.cloud.broker.is_some());
-        let (wanted, registry) = watch::channel(configured.clone());
+        let configured = match config.cloud.broker {
+            Some(_) => {
+                Uplink::Registry(Registry { device: config.device.clone(), cloud: config.cloud.clone() })
+            }
+            None => Uplink::None,
+        };
+        let (wanted, uplink) = watch::channel(configured.clone());
 
         let spool =
             Spool::open(&config.data.join("spool"), SpoolOptions { max_bytes: config.spool_max_bytes })?;
@@ -109,6 +114,7 @@ impl Managed {
             flush: flush_in,
             receipts: receipts_in,
             ledger,
+            uplink: uplink.clone(),
             hub: module.as_ref().map(Module::telemetry),
         };
         let commands = Commands {
@@ -123,9 +129,8 @@ impl Managed {
         let record = config.data.join("commands");
         let once = Once::open(record.clone()).map_err(|source| Error::Commands { path: record, source })?;
 
-        let first = registry.borrow().clone();
-        let opened = first.as_ref().map_or(Ok(None), |registry| dialer::open(registry, &link, &boot_id));
-        let (session, trouble) = match opened {
+        let first = uplink.borrow().clone();
+        let (session, trouble) = match dialer::open(&first, &link, &boot_id) {
             Ok(session) => (session, None),
             // What the twin says wrong must not keep the agent from starting, and hearing what is said next.
             Err(error) if first != configured => (None, Some(error.to_string())),
@@ -140,7 +145,8 @@ impl Managed {
         let parts = Self {
             link,
             session,
-            registry,
+            uplink,
+            first,
             trouble: watch::channel(trouble).0,
             boot_id,
             driver,
@@ -213,12 +219,12 @@ impl Managed {
         };
         let dialer = Dialer {
             link: self.link,
-            wanted: self.registry,
+            wanted: self.uplink,
             dispatcher,
             boot_id: self.boot_id,
             trouble: self.trouble,
         };
-        link.tasks.spawn_endless("registry", dialer.run(self.session, link.stop.clone()));
+        link.tasks.spawn_endless("registry", dialer.run(self.first, self.session, link.stop.clone()));
         Ok(())
     }
 }

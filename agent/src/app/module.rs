@@ -13,7 +13,7 @@ use super::drain::Running;
 use crate::commands::Commands;
 use crate::config::Config;
 use crate::exposition::{Exposition, Kind};
-use crate::link::Registry;
+use crate::link::Uplink;
 use crate::log::LogLevel;
 use crate::metrics::Source;
 use crate::module::identity::Identity;
@@ -45,13 +45,13 @@ pub(super) struct Module {
 }
 
 impl Module {
-    /// Opens it; `registry` is told which registry the twin names.
+    /// Opens it; `uplink` is told which registry the twin names.
     pub(super) fn open(
         identity: Identity,
         config: &Config,
         boot_id: &str,
         log_level: LogLevel,
-        registry: watch::Sender<Option<Registry>>,
+        uplink: watch::Sender<Uplink>,
     ) -> Result<Self, Error> {
         let topics = identity.topics();
         let (broker, client_id) = (identity.broker(), identity.client_id());
@@ -68,7 +68,7 @@ impl Module {
             ..Options::new(broker, client_id)
         })?;
         let (outbox, carrier) = outbox::open(sender.clone());
-        let keeper = Keeper::open(config, boot_id, sender.clone(), log_level, registry);
+        let keeper = Keeper::open(config, boot_id, sender.clone(), log_level, uplink);
         let default_model = config.http.score_model.clone();
         let (intake, reception) = (Arc::default(), Arc::default());
         Ok(Self {

@@ -27,7 +27,7 @@ pub(crate) fn broker(text: &str) -> Result<BrokerUrl, String> {
     if without_credentials(text) == text {
         parsed(text)
     } else {
-        Err("a broker's URL holds no user name and no password: use username and password_file".to_owned())
+        Err("a broker's URL holds no user name and no password: they have keys of their own".to_owned())
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_password_in_a_url_is_not_repeated() {
         let why = broker("mqtts://me:secret@host").unwrap_err();
-        assert!(!why.contains("secret") && why.contains("password_file"), "{why}");
+        assert!(!why.contains("secret") && why.contains("keys of their own"), "{why}");
     }
 
     #[test]

@@ -3,21 +3,25 @@
 //! One task owns all deployments. Whatever takes time runs beside it and comes back as an event, so orders are
 //! taken at any moment; each such piece of work is stopped when its target is no longer wanted.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod orders;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloud_sync::contract::{Collect, Desired, Phase, ReportedModel, Transfer};
+use cloud_sync::contract::{Collect, Phase, ReportedModel, Transfer};
 use cloud_sync::digest::Digest;
 use cloud_sync::name::ModelName;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+
+pub use orders::{Models, Order, Wanted};
 
 use super::jobs::{Found, Jobs, Loading, Outcome, Work, blocking};
 use super::state::{State, StateError};
 use super::{Deployment, Effect, Event, Target, step};
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, Source};
 use crate::scorer::{Proven, Scorer};
 use crate::settings::Settings;
 use crate::vault::{Vault, Verified};
@@ -25,34 +29,12 @@ use crate::vault::{Vault, Verified};
 /// Pause before what failed for now is tried again.
 const RETRY: Duration = Duration::from_secs(15);
 
+/// Longest pause before a server is asked again that did not have a bundle: each time costs some of a metered link. Other
+/// failures are cheap.
+const LONGEST_RETRY: Duration = Duration::from_secs(15 * 60);
+
 /// Orders that may wait; the sender waits when they are used up.
 pub const ORDERS: usize = 64;
-
-/// What the driver can be told.
-#[derive(Debug)]
-pub enum Order {
-    /// The registry's wishes. While a twin decides they are not followed.
-    Desired(Desired),
-    /// A twin's wishes. They are followed whatever they were before: a twin has its own order. Answers once the status
-    /// shows them.
-    Twin(Wanted, oneshot::Sender<()>),
-    /// Serve the version before. Answers with that version, or with why not.
-    Rollback(ModelName, oneshot::Sender<Result<u64, String>>),
-    /// Collect so, until the cloud says otherwise.
-    Collect(Collect, oneshot::Sender<()>),
-}
-
-/// What a twin wants.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Wanted {
-    /// The models to serve; `None` leaves that to the registry.
-    pub models: Option<BTreeMap<ModelName, Target>>,
-    /// Models of which it is not clear what is wanted: they stay as they are.
-    pub unclear: BTreeSet<ModelName>,
-    /// What to collect where a model's settings do not say, where that is to change; `None` within for what the
-    /// device's own configuration says.
-    pub collect: Option<Option<Collect>>,
-}
 
 /// What the rest of the agent may know of the deployments.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -93,6 +75,8 @@ pub struct Driver {
     /// Bundles that have been verified and wait for their proof.
     verified: BTreeMap<ModelName, Verified>,
     transfers: BTreeMap<ModelName, (Digest, Transfer)>,
+    /// How often a model has stalled in a row.
+    stalled: BTreeMap<ModelName, u32>,
     /// Whether everything that served before the start has been loaded again, or given up.
     restored: bool,
     status: watch::Sender<Status>,
@@ -110,6 +94,7 @@ impl Driver {
             jobs: Jobs::new(),
             verified: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            stalled: BTreeMap::new(),
             restored: false,
             status,
         };
@@ -141,103 +126,6 @@ impl Driver {
         self.write().await;
     }
 
-    async fn follow(&mut self, order: Order) {
-        match order {
-            Order::Desired(desired) if desired.revision <= self.state.revision => {
-                tracing::debug!(revision = desired.revision, "an old desired state is ignored");
-            }
-            Order::Desired(desired) if self.state.twin_decides => {
-                tracing::info!(
-                    revision = desired.revision,
-                    "the registry's wishes are ignored: the twin decides"
-                );
-                // Else the registry would say it again and again.
-                self.state.revision = desired.revision;
-            }
-            Order::Desired(desired) => {
-                tracing::info!(
-                    revision = desired.revision,
-                    models = desired.models.len(),
-                    "new desired state"
-                );
-                let wanted = desired.models.iter().map(|model| (model.name.clone(), Target::from(model)));
-                self.state.revision = desired.revision;
-                self.state.collect = desired.collect.or(self.state.collect);
-                self.want(wanted.collect()).await;
-            }
-            Order::Twin(wanted, answer) => {
-                self.follow_twin(wanted).await;
-                self.publish();
-                let _ = answer.send(());
-            }
-            Order::Rollback(name, answer) => {
-                let previous = self.state.models.get(&name).map(|deployment| deployment.previous.clone());
-                let result = match previous {
-                    None => Err(format!("model {name} is not deployed here")),
-                    Some(None) => Err(format!("model {name} has no version to roll back to")),
-                    Some(Some(previous)) => {
-                        self.handle(&name, Event::Rollback).await;
-                        Ok(previous.version)
-                    }
-                };
-                let _ = answer.send(result);
-            }
-            Order::Collect(collect, answer) => {
-                self.state.collect = Some(collect);
-                self.write().await;
-                let _ = answer.send(());
-            }
-        }
-    }
-
-    async fn follow_twin(&mut self, wanted: Wanted) {
-        self.state.collect = wanted.collect.unwrap_or(self.state.collect);
-        match wanted.models {
-            Some(mut models) => {
-                self.state.twin_decides = true;
-                for (name, deployment) in &self.state.models {
-                    if wanted.unclear.contains(name) {
-                        models.insert(name.clone(), deployment.target.clone());
-                    }
-                }
-                self.want(models).await;
-            }
-            None => {
-                if self.state.twin_decides {
-                    // What the registry said meanwhile was not followed: it is to be said again.
-                    self.state.revision = 0;
-                }
-                self.state.twin_decides = false;
-                self.write().await;
-            }
-        }
-    }
-
-    /// Takes a desired state: all of it becomes durable at once, and only then does anything happen.
-    async fn want(&mut self, wanted: BTreeMap<ModelName, Target>) {
-        let gone: Vec<ModelName> =
-            self.state.models.keys().filter(|name| !wanted.contains_key(*name)).cloned().collect();
-        let mut effects: Vec<(ModelName, Vec<Effect>)> = Vec::new();
-        for name in gone {
-            self.state.models.remove(&name);
-            self.transfers.remove(&name);
-            self.jobs.abandon_all(&name);
-            effects.push((name, vec![Effect::Unload, Effect::Collect]));
-        }
-        for (name, target) in wanted {
-            let (next, more) = match self.state.models.get(&name) {
-                Some(deployment) => step(deployment.clone(), Event::Desired(target)),
-                None => Deployment::new(target),
-            };
-            self.state.models.insert(name.clone(), next);
-            effects.push((name, more));
-        }
-        self.write().await;
-        for (name, effects) in effects {
-            self.perform(&name, effects, Duration::ZERO, None).await;
-        }
-    }
-
     async fn conclude(&mut self, outcome: Outcome) {
         let Outcome { name, event, found } = outcome;
         match (&event, found) {
@@ -265,11 +153,25 @@ impl Driver {
     /// One step: decide, write, do.
     async fn handle(&mut self, name: &ModelName, event: Event) {
         // What has stalled is tried again, but not at once.
-        let stalled = matches!(event, Event::Stalled(..) | Event::RestoreStalled(..));
-        let pause = if stalled { RETRY } else { Duration::ZERO };
+        let pause = match &event {
+            Event::Stalled(..) | Event::RestoreStalled(..) => self.pause(name),
+            _ => {
+                self.stalled.remove(name);
+                Duration::ZERO
+            }
+        };
         let Some(effects) = self.decide(name, event) else { return };
         self.write().await;
         self.perform(name, effects, pause, None).await;
+    }
+
+    /// How long a model that has stalled waits.
+    fn pause(&mut self, name: &ModelName) -> Duration {
+        let times = self.stalled.entry(name.clone()).or_default();
+        let doubled = RETRY.saturating_mul(1 << (*times).min(6)).min(LONGEST_RETRY);
+        *times = times.saturating_add(1);
+        let source = self.state.models.get(name).map(|deployment| &deployment.target.source);
+        if matches!(source, Some(Source::Https(_))) { doubled } else { RETRY }
     }
 
     /// A model's turn to be loaded: what is remembered now is what a crash will be judged by.

@@ -10,13 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use super::Deployment;
 use crate::durable;
+use crate::link::Origin;
 
 /// All that has to survive.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct State {
-    /// The revision of the desired state that is followed.
+    /// The revision of the registry's desired state that was heard last.
     pub(super) revision: u64,
+    /// Which registry said that.
+    pub(super) origin: Origin,
     /// Whether a twin says what is to run, and not the registry.
     pub(super) twin_decides: bool,
     /// What is collected, where the cloud or a command has said so.

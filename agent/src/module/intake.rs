@@ -35,15 +35,16 @@ use crate::service::{Answer, Service};
 /// Messages that may wait. edgeHub sends one at a time, so more than one wait only after a reconnect.
 pub const WAITING: usize = 64;
 
-/// How long a message waits for a model that is on its way, or is busy: less than the 30 s after which edgeHub sends it
-/// again. Other messages wait in edgeHub meanwhile, which has room and a time to live for them.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a message may take in all: waiting for the twin's first word, for a model that is on its way or busy, and for
+/// the score. Less than the 30 s after which edgeHub sends it again. Other messages wait in edgeHub meanwhile, which has
+/// room and a time to live for them.
+const PATIENCE: Duration = Duration::from_secs(25);
 
-/// How long the message that is under way may take at the end.
+/// How long the message that is under way may take at the end, and what of its time is kept for more than waiting.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Pause before a busy model is asked again.
-const BUSY: Duration = Duration::from_millis(20);
+const BUSY: Duration = Duration::from_millis(100);
 
 /// Azure ML's names for its only input and output.
 const DEFAULT_INPUT: &str = "amlInput";
@@ -113,18 +114,20 @@ impl Intake {
                 continue;
             }
             tokio::select! {
-                true = self.take(arrival) => {}
+                taken = self.take(arrival) => if !taken { return },
                 () = cut_short(&stop) => return,
-                else => return,
             }
         }
     }
 
     /// False where the answers can't leave any more.
     async fn take(&self, arrival: Arrival) -> bool {
-        let mut ways = self.ways(&arrival.input).await.into_iter().peekable();
+        let deadline = Instant::now() + PATIENCE;
+        let mut ways = self.ways(&arrival.input, deadline).await.into_iter().peekable();
         while let Some(way) = ways.next() {
-            let (topic, body) = match self.answer(&way, &arrival).await {
+            let answer = tokio::time::timeout_at(deadline, self.answer(&way, &arrival, deadline)).await;
+            let late = |_| Err(format!("it was not scored within {PATIENCE:?}"));
+            let (topic, body) = match answer.unwrap_or_else(late) {
                 Ok(message) => {
                     count(&self.counters.answered);
                     message
@@ -149,11 +152,11 @@ impl Intake {
 
     /// Where a message goes. One that comes before the first word of the twin waits for that, unless there is a model
     /// for it all the same.
-    async fn ways(&self, input: &str) -> Vec<Way> {
+    async fn ways(&self, input: &str, deadline: Instant) -> Vec<Way> {
         let mut routes = self.routes.clone();
         let is_default = input == DEFAULT_INPUT;
         if !is_default || self.service.scorer.choose(self.default_model.as_ref()).is_err() {
-            let _ = tokio::time::timeout(PATIENCE, routes.wait_for(Option::is_some)).await;
+            let _ = tokio::time::timeout_at(deadline, routes.wait_for(Option::is_some)).await;
         }
         let routes = routes.borrow().clone().unwrap_or_default();
         let routed: Vec<Way> =
@@ -164,18 +167,26 @@ impl Intake {
         vec![if is_default { Way::Default } else { Way::Nowhere }]
     }
 
-    async fn answer(&self, way: &Way, arrival: &Arrival) -> Result<(String, Vec<u8>), String> {
+    async fn answer(
+        &self,
+        way: &Way,
+        arrival: &Arrival,
+        deadline: Instant,
+    ) -> Result<(String, Vec<u8>), String> {
         let (output, answer, body) = match way {
             Way::Nowhere => return Err(format!("no route takes the input {:?}", arrival.input)),
             Way::Route(route) => {
                 let find = || self.service.scorer.find(route.model.as_str(), None).map_err(NoChoice::from);
-                let answer = self.score(arrival, Some(&route.model), find).await?;
+                let answer = self.score(arrival, deadline, Some(&route.model), find).await?;
+                fits(2 * elements(&answer))?;
                 let body = serde_json::to_vec(&Prediction(&answer));
                 (route.output.as_str(), answer, body)
             }
             Way::Default => {
                 let preferred = self.default_model.as_ref();
-                let answer = self.score(arrival, preferred, || self.service.scorer.choose(preferred)).await?;
+                let find = || self.service.scorer.choose(preferred);
+                let answer = self.score(arrival, deadline, preferred, find).await?;
+                fits(2 * elements(&answer))?;
                 let body = serde_json::to_vec(&Lone(&answer.scored.outputs));
                 (DEFAULT_OUTPUT, answer, body)
             }
@@ -187,12 +198,7 @@ impl Intake {
         }
         let topic = self.topics.event(&properties).map_err(|error| error.to_string())?;
         let body = body.map_err(|error| error.to_string())?;
-        let size = topic.len() + body.len();
-        if size > MAX_MESSAGE_BYTES {
-            return Err(format!(
-                "the answer has {size} bytes with its properties, edgeHub takes {MAX_MESSAGE_BYTES}: score over HTTP"
-            ));
-        }
+        fits(topic.len() + body.len())?;
         Ok((topic, body))
     }
 
@@ -200,17 +206,18 @@ impl Intake {
     async fn score(
         &self,
         arrival: &Arrival,
+        deadline: Instant,
         model: Option<&ModelName>,
         find: impl Fn() -> Result<Arc<Live>, NoChoice>,
     ) -> Result<Answer, String> {
-        let deadline = Instant::now() + PATIENCE;
         let mut status = self.status.clone();
         loop {
             let live = match find() {
                 Ok(live) => live,
                 Err(error) => {
                     let settled = status.wait_for(|status| !is_on_its_way(status, model));
-                    let _ = tokio::time::timeout_at(deadline, settled).await;
+                    // Early enough for the score, or for the word of what is missing.
+                    let _ = tokio::time::timeout_at(deadline - FAREWELL, settled).await;
                     find().map_err(|_| error.to_string())?
                 }
             };
@@ -250,6 +257,19 @@ fn carried_over(arrival: &Arrival, output: &str) -> Properties {
     }
     properties.set_content("application/json", "utf-8");
     properties
+}
+
+/// Whether an answer of at least so many bytes can go out.
+fn fits(size: usize) -> Result<(), String> {
+    if size <= MAX_MESSAGE_BYTES {
+        return Ok(());
+    }
+    Err(format!("the answer has {size} bytes or more, edgeHub takes {MAX_MESSAGE_BYTES}: score over HTTP"))
+}
+
+/// The elements of an answer; as JSON each takes two bytes at least.
+fn elements(answer: &Answer) -> usize {
+    answer.scored.outputs.iter().map(|(_, tensor)| tensor.len()).sum()
 }
 
 /// Waits until a message that is under way at the end must be left: it comes again.

@@ -2,11 +2,12 @@
 //! what they are.
 //!
 //! Invariants:
-//! - What is desired survives a restart: the agent goes on as it was told before it has heard anything. So does what was
-//!   desired last without a mistake, which holds where there is one now.
-//! - All parts are told again at each start, and only then is it known what they were told; so a crash between a part and
-//!   the disk costs nothing.
+//! - What is desired survives a restart: the agent goes on as it was told before it has heard anything. So does each
+//!   section as it was last without a mistake, which holds where there is one now.
+//! - It is written down before any part is told, and all parts are told again at each start; so a crash between the two
+//!   costs nothing.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,10 +29,10 @@ use super::topic;
 use super::twin::{Act, Counts, Twin};
 use crate::config::Config;
 use crate::deploy::Target;
-use crate::deploy::driver::{Order, Status, Wanted};
+use crate::deploy::driver::{Models, Order, Status, Wanted};
 use crate::durable;
 use crate::health::Reporter;
-use crate::link::{Link, Registry};
+use crate::link::{Link, Registry, Uplink};
 use crate::log::LogLevel;
 
 /// What edgeHub says of the twin, as far as it may wait.
@@ -56,8 +57,6 @@ pub enum News {
         status: u16,
         /// The request's id.
         request_id: String,
-        /// The new version, after a write.
-        version: Option<u64>,
         /// The twin, after a read.
         body: Bytes,
     },
@@ -76,16 +75,18 @@ pub struct Keeper {
     sender: Sender,
     /// Where what is desired survives.
     path: PathBuf,
-    /// What was desired last without a mistake.
+    /// Each section as it was last without a mistake.
     sound: Object,
     wishes: Wishes,
     mistakes: Vec<Mistake>,
+    /// Whether what is desired is not on the disk.
+    unwritten: bool,
     configured: Configured,
     log_level: LogLevel,
     /// What the agent says that it is doing.
     state: &'static str,
     routes: watch::Sender<Option<Arc<[Route]>>>,
-    registry: watch::Sender<Option<Registry>>,
+    uplink: watch::Sender<Uplink>,
     counts: watch::Sender<Counts>,
 }
 
@@ -119,18 +120,18 @@ pub struct Parts {
 struct Known {
     version: Option<u64>,
     desired: Object,
-    /// What was desired last without a mistake.
+    /// Each section as it was last without a mistake.
     sound: Object,
 }
 
 impl Keeper {
-    /// Reads what was desired before, and tells `registry` of it. What can't be read is forgotten: edgeHub says it again.
+    /// Reads what was desired before, and tells `uplink` of the registry in it. What can't be read is forgotten: edgeHub says it again.
     pub fn open(
         config: &Config,
         boot_id: &str,
         sender: Sender,
         log_level: LogLevel,
-        registry: watch::Sender<Option<Registry>>,
+        uplink: watch::Sender<Uplink>,
     ) -> Self {
         let path = config.data.join("twin");
         let known = read(&path).unwrap_or_else(|error| {
@@ -145,7 +146,7 @@ impl Keeper {
         twin.restore(known.desired, known.version);
         let (before, _) = desired::read(&known.sound, &Wishes::default());
         let (wishes, mistakes) = desired::read(twin.desired(), &before);
-        registry.send_replace(configured.registry(&wishes));
+        uplink.send_replace(configured.uplink(&wishes, twin.desired()));
         let routes = watch::channel(twin.version().map(|_| routes(&wishes))).0;
         Self {
             routes,
@@ -155,10 +156,11 @@ impl Keeper {
             sound: known.sound,
             wishes,
             mistakes,
+            unwritten: false,
             configured,
             log_level,
             state: "running",
-            registry,
+            uplink,
             counts: watch::channel(Counts::default()).0,
         }
     }
@@ -188,7 +190,13 @@ impl Keeper {
                 Some(news) = news.recv() => self.hear(news),
                 () = sleep_until(due) => self.twin.tick(Instant::now()),
                 () = parts.changed() => self.report(&parts),
-                _ = slow.tick() => self.report(&parts),
+                _ = slow.tick() => {
+                    // A file that was missing may have come, and a disk that was full may have room.
+                    if !self.mistakes.is_empty() || self.unwritten {
+                        self.understand(&parts, false).await;
+                    }
+                    self.report(&parts)
+                }
             };
             self.perform(acts, &parts).await;
             self.counts.send_replace(self.twin.counts());
@@ -220,9 +228,7 @@ impl Keeper {
                 self.twin.disconnected();
                 Vec::new()
             }
-            News::Answer { status, request_id, version: _, body } => {
-                self.twin.answer(status, &request_id, &body, now)
-            }
+            News::Answer { status, request_id, body } => self.twin.answer(status, &request_id, &body, now),
             News::Patch { version, body } => self.twin.patch(version, &body, now),
         }
     }
@@ -235,8 +241,7 @@ impl Keeper {
                 Act::Get { rid } => (topic::twin_read(&rid), Bytes::from_static(b" ")),
                 Act::Patch { rid, body } => (topic::twin_write(&rid), Bytes::from(body)),
                 Act::Apply => {
-                    self.understand(parts).await;
-                    self.keep().await;
+                    self.understand(parts, true).await;
                     acts.extend(self.report(parts));
                     continue;
                 }
@@ -249,44 +254,53 @@ impl Keeper {
         }
     }
 
-    /// Follows what is desired now.
-    async fn understand(&mut self, parts: &Parts) {
+    /// Follows what is desired now; where that `is_news`, also if it comes to the same as before.
+    async fn understand(&mut self, parts: &Parts, is_news: bool) {
         let (desired, before) = (self.twin.desired().clone(), self.wishes.clone());
-        let read = move || {
-            // Reads the files that a registry's section names.
-            let (wishes, mistakes) = desired::read(&desired, &before);
-            (desired, wishes, mistakes)
-        };
-        let (desired, wishes, mistakes) = match tokio::task::spawn_blocking(read).await {
+        // Reads the files that a registry's section names.
+        let read = move || desired::read(&desired, &before);
+        let (wishes, mistakes) = match tokio::task::spawn_blocking(read).await {
             Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "reading what the twin desires");
                 return;
             }
         };
-        tracing::info!(version = self.twin.version(), mistakes = mistakes.len(), "following the twin");
-        if mistakes.is_empty() {
-            self.sound = desired;
-        }
-        for Mistake { path, error } in &mistakes {
-            tracing::warn!(path, error, "the twin is wrong here");
+        if mistakes != self.mistakes {
+            for Mistake { path, error } in &mistakes {
+                tracing::warn!(path, error, "the twin is wrong here");
+            }
         }
         self.mistakes = mistakes;
-        self.distribute(wishes, parts).await;
+        sound(&mut self.sound, self.twin.desired(), &self.mistakes);
+        let is_news = is_news || wishes != self.wishes;
+        if is_news || self.unwritten {
+            self.keep().await;
+        }
+        if is_news {
+            self.distribute(wishes, parts).await;
+        }
     }
 
     /// Tells all parts what is desired of them.
     async fn distribute(&mut self, wishes: Wishes, parts: &Parts) {
+        tracing::info!(version = self.twin.version(), mistakes = self.mistakes.len(), "following the twin");
         if wishes.log_level != self.wishes.log_level {
             let level = wishes.log_level.as_ref().unwrap_or(&self.configured.log_level);
             if let Err(error) = self.log_level.set(level) {
                 tracing::error!(%error, "setting the level of the log");
             }
         }
-        self.registry.send_replace(self.configured.registry(&wishes));
+        let uplink = self.configured.uplink(&wishes, self.twin.desired());
+        let wanted = self.wanted(&wishes, &uplink);
+        self.uplink.send_if_modified(|known| {
+            let changed = *known != uplink;
+            *known = uplink;
+            changed
+        });
         let (answer, followed) = oneshot::channel();
         // Neither is answered only where the agent is stopping.
-        if parts.orders.send(Order::Twin(self.wanted(&wishes), answer)).await.is_ok() {
+        if parts.orders.send(Order::Twin(wanted, answer)).await.is_ok() {
             let _ = followed.await;
         }
         // Behind the models that they lead to, so that a message is not refused for one that is on its way.
@@ -294,7 +308,7 @@ impl Keeper {
         self.wishes = wishes;
     }
 
-    fn wanted(&self, wishes: &Wishes) -> Wanted {
+    fn wanted(&self, wishes: &Wishes, uplink: &Uplink) -> Wanted {
         let target = |wanted: &WantedModel| Target {
             version: wanted.version,
             digest: wanted.digest,
@@ -303,16 +317,18 @@ impl Keeper {
             settings: wanted.settings.clone(),
             deployment: wanted.attempt,
         };
-        let models = wishes.models.as_ref();
-        let models =
-            models.map(|models| models.iter().map(|(name, wanted)| (name.clone(), target(wanted))).collect());
-        // Where nobody else can say what is to run, nothing is.
-        let is_alone = self.registry.borrow().is_none();
-        Wanted {
-            models: models.or_else(|| is_alone.then(Default::default)),
-            unclear: wishes.unclear.clone(),
-            collect: (wishes.collect != self.wishes.collect).then_some(wishes.collect),
-        }
+        let models = match (&wishes.models, uplink) {
+            (Some(models), _) => {
+                Models::These(models.iter().map(|(name, wanted)| (name.clone(), target(wanted))).collect())
+            }
+            (None, _) if self.twin.desired().contains_key("models") => Models::AsBefore,
+            (None, Uplink::Registry(_)) => Models::OfRegistry,
+            (None, Uplink::Unclear) => Models::AsBefore,
+            // Where nobody can say what is to run, nothing is.
+            (None, Uplink::None) => Models::These(BTreeMap::new()),
+        };
+        let collect = (wishes.collect != self.wishes.collect).then_some(wishes.collect);
+        Wanted { models, unclear: wishes.unclear.clone(), collect }
     }
 
     fn report(&mut self, parts: &Parts) -> Vec<Act> {
@@ -325,13 +341,13 @@ impl Keeper {
             state: &reported,
             applied_version: self.twin.version(),
             mistakes: &mistakes,
-            registry_configured: self.registry.borrow().is_some(),
+            registry_configured: *self.uplink.borrow() != Uplink::None,
             registry_connected: parts.link.is_online(),
         };
         self.twin.report(reported::document(&facts), Instant::now())
     }
 
-    async fn keep(&self) {
+    async fn keep(&mut self) {
         let known = Known {
             version: self.twin.version(),
             desired: self.twin.desired().clone(),
@@ -341,6 +357,7 @@ impl Keeper {
         let write = move || durable::replace(&path, &serde_json::to_vec(&known).map_err(io::Error::other)?);
         let written =
             tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        self.unwritten = written.is_err();
         if let Err(error) = written {
             tracing::error!(path = %self.path.display(), %error, "what the twin desires could not be written down");
         }
@@ -367,11 +384,10 @@ impl Parts {
 }
 
 impl Configured {
-    /// The registry that is wanted, if one is.
-    fn registry(&self, wishes: &Wishes) -> Option<Registry> {
+    /// The registry that is wanted.
+    fn uplink(&self, wishes: &Wishes, desired: &Object) -> Uplink {
         let configured = &self.registry;
-        let wanted = match wishes.registry.clone() {
-            None => configured.clone(),
+        match wishes.registry.clone() {
             Some(wanted) => {
                 let mut cloud = configured.cloud.clone();
                 cloud.broker = Some(wanted.broker);
@@ -379,10 +395,27 @@ impl Configured {
                 cloud.tls = wanted.tls;
                 cloud.root = wanted.root.unwrap_or(cloud.root);
                 cloud.keep_alive = wanted.keep_alive.unwrap_or(cloud.keep_alive);
-                Registry { device: wanted.device.unwrap_or_else(|| configured.device.clone()), cloud }
+                let device = wanted.device.unwrap_or_else(|| configured.device.clone());
+                Uplink::Registry(Registry { device, cloud })
             }
-        };
-        Some(wanted).filter(|registry| registry.cloud.broker.is_some())
+            // The file of a password that is not there yet, say.
+            None if desired.contains_key("registry") => Uplink::Unclear,
+            None if configured.cloud.broker.is_some() => Uplink::Registry(configured.clone()),
+            None => Uplink::None,
+        }
+    }
+}
+
+/// Takes over the sections of `desired` in which nothing is wrong.
+fn sound(sound: &mut Object, desired: &Object, mistakes: &[Mistake]) {
+    let is_wrong = |key: &str| {
+        mistakes.iter().any(|mistake| {
+            mistake.path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        })
+    };
+    sound.retain(|key, _| desired.contains_key(key) || is_wrong(key));
+    for (key, section) in desired.iter().filter(|(key, _)| !is_wrong(key)) {
+        sound.insert(key.clone(), section.clone());
     }
 }
 

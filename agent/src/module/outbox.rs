@@ -29,6 +29,9 @@ const WINDOW: usize = 16;
 /// is not acknowledged, and the rows that it carries are in the spool.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// Pause before what found no room is sent again.
+const BUSY: Duration = Duration::from_millis(20);
+
 /// Largest message with its topic that edgeHub takes, less the packet's own header.
 pub const MAX_MESSAGE_BYTES: usize = 256 * 1024 - 64;
 
@@ -120,13 +123,15 @@ impl Carrier {
             let is_unsent = self.window.iter().any(|entry| entry.delivery.is_none());
             let end = deadline.unwrap_or_else(Instant::now);
             tokio::select! {
-                Some(item) = self.items.recv(), if has_place => {
-                    self.window.push_back(Entry { item, delivery: None });
-                }
+                // What was lost is known before anything new is sent behind it.
+                biased;
                 acknowledged = oldest(&mut self.window) => {
                     if acknowledged { self.delivered() } else { self.lost() }
                 }
-                () = self.sender.online(), if is_unsent => {}
+                Some(item) = self.items.recv(), if has_place => {
+                    self.window.push_back(Entry { item, delivery: None });
+                }
+                () = connected(&self.sender), if is_unsent => {}
                 () = stop.cancelled(), if deadline.is_none() => deadline = Some(Instant::now() + FAREWELL),
                 () = tokio::time::sleep_until(end), if deadline.is_some() => return,
             }
@@ -149,12 +154,19 @@ impl Carrier {
                 }
             }
         }
-        if let Some(entry) = refused.and_then(|at| self.window.remove(at)) {
-            self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            // The input would come again for ever.
-            if let Then::Acknowledge(input) = entry.item.then {
-                input.give();
+        let Some(at) = refused else { return };
+        self.counters.refused.fetch_add(1, Ordering::Relaxed);
+        let Some(Item { then: Then::Acknowledge(input), .. }) =
+            self.window.remove(at).map(|entry| entry.item)
+        else {
+            return;
+        };
+        // The input would come again for ever; it is done with once its other answers have arrived.
+        match at.checked_sub(1).and_then(|before| self.window.get_mut(before)) {
+            Some(Entry { item: Item { then: then @ Then::Nothing, .. }, .. }) => {
+                *then = Then::Acknowledge(input)
             }
+            _ => input.give(),
         }
     }
 
@@ -179,4 +191,11 @@ async fn oldest(window: &mut VecDeque<Entry>) -> bool {
         Some(delivery) => delivery.acknowledged().await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits for a connection on which what is unsent can be sent.
+async fn connected(sender: &Sender) {
+    // A full queue to the network moves by itself.
+    tokio::time::sleep(BUSY).await;
+    sender.online().await;
 }

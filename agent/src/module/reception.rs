@@ -1,13 +1,16 @@
-//! From edgeHub's messages to the parts that they are for. Waits for none of them but the twin's keeper.
+//! From edgeHub's messages to the parts that they are for. Waits for none of them but the twin's keeper, which waits for
+//! nothing that comes by this way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cloud_sync::limits::bounded_text;
 use cloud_sync::session::{Event, Incoming, Sender};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::intake::Arrival;
@@ -59,9 +62,13 @@ impl Reception {
         let inbound = self.topics.parse(&topic);
         if let Some(Inbound::Input { name, properties }) = inbound {
             let arrival = Arrival { input: name, properties, body, acknowledgement };
-            // Not acknowledged, so edgeHub sends it again.
-            if let Err(TrySendError::Full(_)) = self.arrivals.try_send(arrival) {
+            if let Err(TrySendError::Full(arrival) | TrySendError::Closed(arrival)) =
+                self.arrivals.try_send(arrival)
+            {
                 self.counters.inputs_put_off.fetch_add(1, Ordering::Relaxed);
+                if let Some(waiting) = arrival.acknowledgement {
+                    waiting.put_off();
+                }
             }
             return;
         }
@@ -71,15 +78,17 @@ impl Reception {
         }
         match inbound {
             Some(Inbound::Method { name, request_id }) => {
-                let call = Call { name, request_id, body };
-                if let Err(TrySendError::Full(call)) = self.calls.try_send(call) {
-                    self.counters.calls_refused.fetch_add(1, Ordering::Relaxed);
-                    let busy = json!({ "error": "too many methods are being run; try again" });
-                    methods::answer(&self.sender, &call.request_id, 409, &busy).await;
-                }
+                let call = Call { name, request_id, body, came: Instant::now() };
+                let (call, why) = match self.calls.try_send(call) {
+                    Ok(()) => return,
+                    Err(TrySendError::Full(call)) => (call, "too many methods are being run; try again"),
+                    Err(TrySendError::Closed(call)) => (call, "the agent is stopping"),
+                };
+                self.counters.calls_refused.fetch_add(1, Ordering::Relaxed);
+                methods::answer(&self.sender, &call, 409, &json!({ "error": why }), Duration::ZERO).await;
             }
-            Some(Inbound::TwinAnswer { status, request_id, version }) => {
-                self.tell(News::Answer { status, request_id, version, body }).await;
+            Some(Inbound::TwinAnswer { status, request_id }) => {
+                self.tell(News::Answer { status, request_id, body }).await;
             }
             Some(Inbound::DesiredPatch { version }) => self.tell(News::Patch { version, body }).await,
             Some(Inbound::Input { .. }) | None => {

@@ -45,8 +45,6 @@ pub enum Inbound {
         status: u16,
         /// The request's.
         request_id: String,
-        /// The reported properties' new version, where edgeHub tells it.
-        version: Option<u64>,
     },
     /// The desired properties have changed.
     DesiredPatch {
@@ -92,7 +90,7 @@ impl Topics {
         if let Some(answer) = topic.strip_prefix(TWIN_ANSWERS) {
             let (status, query) = answer.split_once('/')?;
             let (status, request_id) = (status.parse().ok()?, request_id(query)?);
-            return Some(Inbound::TwinAnswer { status, request_id, version: version(query) });
+            return Some(Inbound::TwinAnswer { status, request_id });
         }
         let query = topic.strip_prefix(DESIRED)?;
         Some(Inbound::DesiredPatch { version: version(query) })
@@ -173,7 +171,7 @@ mod tests {
         let Some(Inbound::Input { name, properties }) = topics().parse(topic) else { panic!() };
         assert_eq!(name, "readings");
         assert_eq!(properties.correlation_id(), Some("corr#1"));
-        assert_eq!(properties.content_type(), Some("application/json"));
+        assert_eq!(properties.get("$.ct"), Some("application/json"));
         assert_eq!(properties.message_id(), None);
         let user: Vec<_> = properties.user().collect();
         assert_eq!(user, [("a&b=c", Some("1+1")), ("null", None)]);
@@ -194,10 +192,9 @@ mod tests {
         assert_eq!(topics().parse("$iothub/methods/POST/log-level/?$rid=4%2F-a"), Some(method));
         assert_eq!(method_answer(200, "4%2F-a"), "$iothub/methods/res/200/?$rid=4%2F-a");
 
-        let answer =
-            |status, version| Some(Inbound::TwinAnswer { status, request_id: "b-1".to_owned(), version });
-        assert_eq!(topics().parse("$iothub/twin/res/204/?$rid=b-1&$version=7"), answer(204, Some(7)));
-        assert_eq!(topics().parse("$iothub/twin/res/200/?$rid=b-1"), answer(200, None));
+        let answer = |status| Some(Inbound::TwinAnswer { status, request_id: "b-1".to_owned() });
+        assert_eq!(topics().parse("$iothub/twin/res/204/?$rid=b-1&$version=7"), answer(204));
+        assert_eq!(topics().parse("$iothub/twin/res/200/?$rid=b-1"), answer(200));
 
         let patch = |version| Some(Inbound::DesiredPatch { version });
         assert_eq!(topics().parse("$iothub/twin/PATCH/properties/desired/?$version=12"), patch(Some(12)));

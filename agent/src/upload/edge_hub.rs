@@ -31,7 +31,7 @@ pub struct EdgeHub {
 
 /// What is on its way.
 #[derive(Default)]
-pub(super) struct Flight {
+pub(super) struct ToHub {
     /// The last row that was put out; 0 for none.
     sent: u64,
     /// The last row of each batch that edgeHub does not have yet, oldest first, and the word that it has.
@@ -43,7 +43,7 @@ impl Uploader {
     pub(super) async fn turn_to_hub(
         &mut self,
         hub: &EdgeHub,
-        flight: &mut Flight,
+        flight: &mut ToHub,
         stop: &CancellationToken,
     ) -> Result<(), SpoolError> {
         while flight.batches.len() < IN_FLIGHT && self.put_out(hub, flight, stop).await? {}
@@ -73,7 +73,7 @@ impl Uploader {
     async fn put_out(
         &self,
         hub: &EdgeHub,
-        flight: &mut Flight,
+        flight: &mut ToHub,
         stop: &CancellationToken,
     ) -> Result<bool, SpoolError> {
         let (after, topics) = (flight.sent, hub.topics.clone());
@@ -102,18 +102,22 @@ impl Uploader {
     }
 
     /// The oldest batch is stored, or will not be.
-    async fn stored(&self, stored: Option<u64>, flight: &mut Flight) -> Result<(), SpoolError> {
+    async fn stored(&self, stored: Option<u64>, flight: &mut ToHub) -> Result<(), SpoolError> {
         match stored {
-            Some(last) => self.with_spool(move |spool| spool.receipt(last)).await.map(drop),
+            Some(last) => {
+                let taken = self.with_spool(move |spool| spool.receipt(last)).await;
+                // What could not be noted goes out again.
+                taken.map(drop).inspect_err(|_| *flight = ToHub::default())
+            }
             None => {
-                *flight = Flight::default();
+                *flight = ToHub::default();
                 Ok(())
             }
         }
     }
 }
 
-impl Flight {
+impl ToHub {
     /// Waits until edgeHub has the oldest batch: its last row. `None` where it will not have it. Never ends where there
     /// is none.
     async fn oldest(&mut self) -> Option<u64> {

@@ -159,8 +159,15 @@ impl TlsFiles {
         let mut roots = RootCertStore::empty();
         match (authorities, &self.authorities) {
             (Some(pem), _) => {
-                for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-                    roots.add(certificate.map_err(TlsError::Issued)?)?;
+                let found = CertificateDer::pem_slice_iter(pem.as_bytes());
+                let found: Vec<_> = found.collect::<Result<_, _>>().map_err(TlsError::Issued)?;
+                // One that is of no use must not keep the others from being of use.
+                let (added, ignored) = roots.add_parsable_certificates(found);
+                if ignored > 0 {
+                    tracing::warn!(ignored, "certificates among the issued authorities can't be used");
+                }
+                if added == 0 {
+                    return Err(TlsError::Issued(rustls::pki_types::pem::Error::NoItemsFound));
                 }
             }
             (None, Some(path)) => {

@@ -13,9 +13,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::incoming::Arrivals;
+use super::incoming::{Arrivals, Arrived};
 use super::outgoing::Departures;
-use super::{BrokerUrl, Counters, Event, IN_FLIGHT, Identity, Incoming, TlsFiles, native};
+use super::{
+    BrokerUrl, Counters, Event, IN_FLIGHT, Identity, Incoming, Login, PendingLogin, TlsFiles, native,
+};
 use crate::topic::Qos;
 
 /// Places in the consumer's queue which messages can't take, so that a flood never hides that the connection was lost.
@@ -28,6 +30,9 @@ pub(super) const STALL: Duration = Duration::from_secs(60);
 /// A connection that lasted this long was a good one: the next attempt starts with the first pause again. One
 /// that is lost at once, to a poisonous message or a twin with the same id, keeps backing off.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
+
+/// Pause before a login that could not be renewed is asked for again. The connection goes on meanwhile.
+const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 
 /// How long a connection whose login is to be renewed waits for a moment at which nothing is on its way: what is then
 /// would come twice.
@@ -66,11 +71,12 @@ impl Driver {
     /// suppresses the last will, so what the will would say is to be published before `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut pauses = retries();
+        let mut renewed = None;
         loop {
             // Once more, for a sender that was past its check when the last connection was lost.
             self.forget();
             let end = tokio::select! {
-                end = self.attempt() => end,
+                end = self.attempt(renewed.take()) => end,
                 () = stop.cancelled() => break,
             };
             let was_good =
@@ -79,11 +85,12 @@ impl Driver {
                 pauses = retries();
             }
             let reason = match end {
-                End::Renewal => {
+                End::Renewal(login) => {
                     tracing::debug!(broker = %self.broker, "connecting anew with a new login");
                     self.farewell().await;
                     self.forget();
                     self.report(Event::Disconnected("the login is renewed".to_owned()));
+                    renewed = Some(login);
                     continue;
                 }
                 End::Lost(reason) => reason,
@@ -98,13 +105,17 @@ impl Driver {
             }
         }
         self.farewell().await;
+        self.forget();
     }
 
     /// Logs in, and keeps one connection; says why it ended.
-    async fn attempt(&mut self) -> End {
-        let login = match self.identity.login().await {
-            Ok(login) => login,
-            Err(why) => return End::Lost(format!("no login: {why}")),
+    async fn attempt(&mut self, renewed: Option<Login>) -> End {
+        let login = match renewed {
+            Some(login) => login,
+            None => match self.identity.login().await {
+                Ok(login) => login,
+                Err(why) => return End::Lost(format!("no login: {why}")),
+            },
         };
         let options = &mut self.event_loop.mqtt_options;
         if let Some(credentials) = &login.credentials {
@@ -120,22 +131,20 @@ impl Driver {
         self.connection(renewal).await.unwrap_or_else(End::Lost)
     }
 
-    /// One connection, from the connect to its end, or to the moment at which its login is to be renewed.
+    /// One connection, from the connect to its end, or to the moment at which its login is renewed.
     async fn connection(&mut self, renewal: Option<Instant>) -> Result<End, String> {
+        let mut renewal = Renewal { due: renewal, ..Renewal::default() };
         let mut progress = Instant::now();
         loop {
-            let now = Instant::now();
-            let due = renewal.filter(|renewal| *renewal <= now);
-            if due.is_some_and(|due| self.is_idle() || due + SETTLE <= now) {
-                return Ok(End::Renewal);
+            if let Some(login) = renewal.take_login(self.is_idle()) {
+                return Ok(End::Renewal(login));
             }
-            let wake = match (renewal, due) {
-                (_, Some(due)) => due + SETTLE,
-                (Some(renewal), None) => renewal,
-                (None, None) => progress + self.stall,
+            let wake = progress + self.stall;
+            let polled = tokio::select! {
+                biased;
+                polled = tokio::time::timeout_at(wake, self.event_loop.poll()) => polled,
+                () = renewal.step(&self.identity) => continue,
             };
-            let polled =
-                tokio::time::timeout_at(wake.min(progress + self.stall), self.event_loop.poll()).await;
             let event = match polled {
                 Ok(Ok(event)) => event,
                 Ok(Err(error)) => {
@@ -144,7 +153,6 @@ impl Driver {
                     }
                     return Err(error.to_string());
                 }
-                Err(_) if progress.elapsed() < self.stall => continue,
                 Err(_) if self.is_waiting() => {
                     return Err(format!("the broker has left messages unanswered for {:?}", self.stall));
                 }
@@ -221,17 +229,30 @@ impl Driver {
     fn received(&self, publish: Publish) {
         self.counters.received.fetch_add(1, Ordering::Relaxed);
         self.counters.received_bytes.fetch_add(publish.payload.len() as u64, Ordering::Relaxed);
-        let acknowledgement = self.arrivals.as_ref().and_then(|arrivals| arrivals.arrived(&publish));
+        let arrived = match &self.arrivals {
+            Some(arrivals) => arrivals.arrived(&publish),
+            None => Arrived::Message(None),
+        };
+        let Arrived::Message(acknowledgement) = arrived else { return };
+        let waiting = acknowledgement.clone();
         let message =
             Event::Message(Incoming { topic: publish.topic, body: publish.payload, acknowledgement });
         if self.events.capacity() <= RESERVED_FOR_LINK || !self.report(message) {
             self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+            if let Some(waiting) = waiting {
+                waiting.put_off();
+            }
         }
     }
 
     /// Whether the broker owes an answer: to the subscription, or to a message.
     fn is_waiting(&self) -> bool {
         !*self.online.borrow() || self.event_loop.state.inflight() > 0
+    }
+
+    /// Whether the broker sends a message again that is not acknowledged on this connection.
+    fn comes_again(&self, publish: &Publish) -> bool {
+        self.arrivals.is_some() && publish.qos != rumqttc::QoS::AtMostOnce
     }
 
     /// Whether nothing is on its way in either direction.
@@ -252,7 +273,7 @@ impl Driver {
             std::mem::replace(&mut self.event_loop.state, MqttState::new(IN_FLIGHT, self.arrivals.is_some()));
         for event in state.events {
             if let rumqttc::Event::Incoming(Packet::Publish(publish)) = event
-                && (self.arrivals.is_none() || publish.qos == rumqttc::QoS::AtMostOnce)
+                && !self.comes_again(&publish)
             {
                 self.received(publish);
             }
@@ -283,6 +304,8 @@ impl Driver {
             loop {
                 match self.event_loop.poll().await {
                     Ok(rumqttc::Event::Outgoing(rumqttc::Outgoing::Disconnect)) | Err(_) => return,
+                    // It is not acknowledged any more, so it comes again.
+                    Ok(rumqttc::Event::Incoming(Packet::Publish(publish))) if self.comes_again(&publish) => {}
                     Ok(event) => self.moved(event),
                 }
             }
@@ -299,12 +322,50 @@ impl Driver {
     }
 }
 
+/// The renewal of a login, beside the connection that it is for: first the new login, then a quiet moment.
+#[derive(Default)]
+struct Renewal {
+    due: Option<Instant>,
+    pending: Option<PendingLogin>,
+    /// With the moment after which it is no longer waited.
+    login: Option<(Login, Instant)>,
+}
+
+impl Renewal {
+    /// The new login, if the connection can be left for it now.
+    fn take_login(&mut self, is_idle: bool) -> Option<Login> {
+        let now = Instant::now();
+        self.login.take_if(|(_, latest)| is_idle || *latest <= now).map(|(login, _)| login)
+    }
+
+    /// Waits for the next thing to happen, which may be never.
+    async fn step(&mut self, identity: &Identity) {
+        if let Some((_, latest)) = &self.login {
+            return tokio::time::sleep_until(*latest).await;
+        }
+        if self.pending.is_none() {
+            match self.due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        }
+        match self.pending.get_or_insert_with(|| identity.login()).await {
+            Ok(login) => self.login = Some((login, Instant::now() + SETTLE)),
+            Err(why) => {
+                tracing::warn!(%why, retry_in = ?RENEWAL_RETRY, "the login could not be renewed");
+                self.due = Some(Instant::now() + RENEWAL_RETRY);
+            }
+        }
+        self.pending = None;
+    }
+}
+
 /// How a connection ended.
 enum End {
     /// It was lost, or not made, for this reason.
     Lost(String),
-    /// Its login is to be renewed.
-    Renewal,
+    /// Its login is to be renewed, by this one.
+    Renewal(Login),
 }
 
 /// Whether something left, or an answer came. Pings and their answers say nothing about messages.

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - Acknowledgements leave in the order in which the messages came: edgeHub ignores any other.
 //! - A packet id of a lost connection is never acknowledged on the next one, where it may name another message.
+//! - A message that the broker sends again while its consumer still holds it is not handed over twice.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rumqttc::{AsyncClient, Publish, QoS};
 
-/// The right to acknowledge one message. A message that is not acknowledged holds up the acknowledgements of those
-/// behind it, and comes again: when the broker loses patience, or on the next connection.
+/// The right to acknowledge one message. Whoever has it must [`Acknowledgement::give`] it or
+/// [`Acknowledgement::put_off`] the message: one that is not acknowledged holds up the acknowledgements of those behind
+/// it.
 #[derive(Clone)]
 pub struct Acknowledgement {
     arrivals: Arc<Arrivals>,
@@ -22,6 +24,12 @@ impl Acknowledgement {
     /// Says that the message is done with. Saying it twice, or after the connection was lost, changes nothing.
     pub fn give(&self) {
         self.arrivals.done(self.number);
+    }
+
+    /// Says that the message can't be taken now. It is handed over again when the broker has lost patience and sends it
+    /// again.
+    pub fn put_off(&self) {
+        self.arrivals.put_off(self.number);
     }
 
     /// Whether the broker still waits for it. Where it does not, the message comes again.
@@ -51,7 +59,17 @@ struct State {
 struct Waiting {
     number: u64,
     packet: u16,
+    /// Whether a consumer has it.
+    held: bool,
     done: bool,
+}
+
+/// What has come.
+pub(super) enum Arrived {
+    /// A message, to be handed over; with the right to acknowledge it, where it is to be.
+    Message(Option<Acknowledgement>),
+    /// A message that its consumer still has.
+    Known,
 }
 
 impl Arrivals {
@@ -59,17 +77,27 @@ impl Arrivals {
         Arc::new(Self { client, state: Mutex::default() })
     }
 
-    /// A message has come. One that the broker sends again takes the place of its first coming.
-    pub(super) fn arrived(self: &Arc<Self>, publish: &Publish) -> Option<Acknowledgement> {
+    /// A message has come. One that the broker sends again keeps the place of its first coming.
+    pub(super) fn arrived(self: &Arc<Self>, publish: &Publish) -> Arrived {
         if publish.qos == QoS::AtMostOnce {
-            return None;
+            return Arrived::Message(None);
         }
         let mut state = self.lock();
-        state.waiting.retain(|waiting| waiting.packet != publish.pkid);
-        state.last += 1;
-        let number = state.last;
-        state.waiting.push_back(Waiting { number, packet: publish.pkid, done: false });
-        Some(Acknowledgement { arrivals: self.clone(), number })
+        let known = state.waiting.iter_mut().find(|waiting| waiting.packet == publish.pkid);
+        let number = match known {
+            Some(Waiting { held: true, .. }) => return Arrived::Known,
+            Some(known) => {
+                known.held = true;
+                known.number
+            }
+            None => {
+                state.last += 1;
+                let number = state.last;
+                state.waiting.push_back(Waiting { number, packet: publish.pkid, held: true, done: false });
+                number
+            }
+        };
+        Arrived::Message(Some(Acknowledgement { arrivals: self.clone(), number }))
     }
 
     /// Sends what can be sent now: the acknowledgements of the oldest messages, as far as they are given.
@@ -101,6 +129,12 @@ impl Arrivals {
             waiting.done = true;
         }
         self.flush();
+    }
+
+    fn put_off(&self, number: u64) {
+        if let Some(waiting) = self.lock().waiting.iter_mut().find(|waiting| waiting.number == number) {
+            waiting.held = false;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -32,12 +32,20 @@ pub enum Identity {
 }
 
 impl Identity {
-    pub(super) async fn login(&self) -> Result<Login, String> {
+    /// A new login, at most [`super::LOGIN_TIMEOUT`] away.
+    pub(super) fn login(&self) -> PendingLogin {
         match self {
-            Self::Fixed(credentials) => Ok(Login { credentials: credentials.clone(), ..Login::default() }),
-            Self::Issued(ask) => tokio::time::timeout(super::LOGIN_TIMEOUT, ask())
-                .await
-                .unwrap_or_else(|_| Err(format!("no login was issued within {:?}", super::LOGIN_TIMEOUT))),
+            Self::Fixed(credentials) => {
+                let login = Login { credentials: credentials.clone(), ..Login::default() };
+                Box::pin(std::future::ready(Ok(login)))
+            }
+            Self::Issued(ask) => {
+                let asked = ask();
+                Box::pin(async {
+                    let late = |_| Err(format!("no login was issued within {:?}", super::LOGIN_TIMEOUT));
+                    tokio::time::timeout(super::LOGIN_TIMEOUT, asked).await.unwrap_or_else(late)
+                })
+            }
         }
     }
 }

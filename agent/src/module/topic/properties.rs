@@ -89,11 +89,6 @@ impl Properties {
         self.get(MESSAGE_ID)
     }
 
-    /// The type of the body.
-    pub fn content_type(&self) -> Option<&str> {
-        self.get(CONTENT_TYPE)
-    }
-
     /// The properties that are the application's own, sorted by key.
     pub fn user(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
         let pairs = self.0.iter().map(|(key, value)| (key.as_str(), value.as_deref()));

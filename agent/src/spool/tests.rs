@@ -11,10 +11,14 @@ const CHILD_DIRECTORY: &str = "EDGEWISE_TEST_SPOOL";
 const EVERYTHING: usize = usize::MAX;
 
 fn open(directory: &TempDir) -> Spool {
+    open_path(directory.path())
+}
+
+fn open_path(directory: &Path) -> Spool {
     let begun = Instant::now();
     loop {
         // A process that another test is just starting holds all locks of this one until it runs its program.
-        match Spool::open(directory.path(), SpoolOptions { max_bytes: MIN_BYTES }) {
+        match Spool::open(directory, SpoolOptions { max_bytes: MIN_BYTES }) {
             Err(SpoolError::InUse { .. }) if begun.elapsed().as_secs() < 10 => std::thread::yield_now(),
             opened => return opened.unwrap(),
         }
@@ -462,7 +466,7 @@ fn child(test: &str, directory: &Path) -> Command {
 #[ignore = "run in a process of its own by the test that kills it"]
 fn child_appends_until_killed() {
     let Some(directory) = std::env::var_os(CHILD_DIRECTORY) else { return };
-    let mut spool = Spool::open(Path::new(&directory), SpoolOptions { max_bytes: MIN_BYTES }).unwrap();
+    let mut spool = open_path(Path::new(&directory));
     println!("\nopen");
     let mut seed = u64::from(std::process::id());
     loop {

@@ -43,7 +43,7 @@ pub enum Uplink {
     /// One, and it can't be told which: what says so is wrong.
     Unclear,
     /// This one.
-    Registry(Registry),
+    Registry(Box<Registry>),
 }
 
 /// What the cloud says.

@@ -35,7 +35,8 @@ pub(super) type Opened = (tokio::sync::mpsc::Receiver<session::Event>, session::
 /// Opens the session with the registry that is wanted, if one is, and attaches the link to it. Reads the files with its
 /// certificates.
 pub(super) fn open(uplink: &Uplink, link: &Link, boot_id: &str) -> Result<Option<Opened>, DialError> {
-    let Uplink::Registry(Registry { device, cloud }) = uplink else { return Ok(None) };
+    let Uplink::Registry(registry) = uplink else { return Ok(None) };
+    let Registry { device, cloud } = &**registry;
     let Some(broker) = &cloud.broker else { return Ok(None) };
     let address = Address { root: cloud.root.clone(), device: device.clone() };
     let mut options = Options {

@@ -71,9 +71,10 @@ impl Managed {
         let boot_id = uuid::Uuid::new_v4().simple().to_string();
         let link = Link::default();
         let configured = match config.cloud.broker {
-            Some(_) => {
-                Uplink::Registry(Registry { device: config.device.clone(), cloud: config.cloud.clone() })
-            }
+            Some(_) => Uplink::Registry(Box::new(Registry {
+                device: config.device.clone(),
+                cloud: config.cloud.clone(),
+            })),
             None => Uplink::None,
         };
         let (wanted, uplink) = watch::channel(configured.clone());

@@ -396,11 +396,11 @@ impl Configured {
                 cloud.root = wanted.root.unwrap_or(cloud.root);
                 cloud.keep_alive = wanted.keep_alive.unwrap_or(cloud.keep_alive);
                 let device = wanted.device.unwrap_or_else(|| configured.device.clone());
-                Uplink::Registry(Registry { device, cloud })
+                Uplink::Registry(Box::new(Registry { device, cloud }))
             }
             // The file of a password that is not there yet, say.
             None if desired.contains_key("registry") => Uplink::Unclear,
-            None if configured.cloud.broker.is_some() => Uplink::Registry(configured.clone()),
+            None if configured.cloud.broker.is_some() => Uplink::Registry(Box::new(configured.clone())),
             None => Uplink::None,
         }
     }

@@ -67,7 +67,7 @@ pub struct Commands {
     pub log_level: LogLevel,
 }
 
-/// A status as in HTTP, and the result or `{"error": …}`.
+/// A status as in HTTP (200, 400, 404, 409 or 500), and the result or `{"error": …}`.
 pub type Answer = (u16, Value);
 
 impl Commands {

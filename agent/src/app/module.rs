@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cloud_sync::name::ModelName;
 use cloud_sync::session::{self, Event, Identity as Login, Options, PendingLogin, Sender};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::Error;
 use super::drain::Running;
@@ -159,7 +159,7 @@ impl Module {
         let Running { intake, work, link } = running;
         let (twin, news) = mpsc::channel(keeper::NEWS);
         let (arrivals, arrivals_in) = mpsc::channel(intake::WAITING);
-        let (calls, calls_in) = mpsc::channel(methods::WAITING);
+        let (calls, calls_in) = mpsc::channel(methods::PLACES);
         let inputs = Intake {
             service: service.clone(),
             default_model: self.default_model,
@@ -180,6 +180,7 @@ impl Module {
             twin,
             arrivals,
             calls,
+            places: Arc::new(Semaphore::new(methods::PLACES)),
             counters: self.reception,
         };
         link.tasks.spawn_endless("reception", reception.run(self.events, link.stop.clone()));

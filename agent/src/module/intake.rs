@@ -46,6 +46,9 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// Pause before a busy model is asked again.
 const BUSY: Duration = Duration::from_millis(100);
 
+/// Longest id of a message that goes into its rows, in bytes; IoT Hub takes no longer one. A topic may hold 64 KiB.
+const MAX_ID_BYTES: usize = 128;
+
 /// Azure ML's names for its only input and output.
 const DEFAULT_INPUT: &str = "amlInput";
 const DEFAULT_OUTPUT: &str = "amlOutput";
@@ -223,8 +226,8 @@ impl Intake {
             };
             // Read here and not on a blocking thread: edgeHub bounds a message to a quarter of a megabyte.
             let body = body::read(&arrival.body, &live.facts.signature).map_err(|error| error.to_string())?;
-            let request = body.id.or_else(|| arrival.properties.message_id().map(str::to_owned));
-            let correlation = arrival.properties.correlation_id().map(str::to_owned);
+            let request = body.id.or_else(|| row_id(arrival.properties.message_id()));
+            let correlation = row_id(arrival.properties.correlation_id());
             match self.service.score_on(live, body.inputs, request, correlation).await {
                 Ok(answer) => return Ok(answer),
                 Err(ScoreRefused::Busy(..) | ScoreRefused::Stopping(_)) if Instant::now() < deadline => {
@@ -257,6 +260,11 @@ fn carried_over(arrival: &Arrival, output: &str) -> Properties {
     }
     properties.set_content("application/json", "utf-8");
     properties
+}
+
+/// An id for captured rows.
+fn row_id(id: Option<&str>) -> Option<String> {
+    id.filter(|id| id.len() <= MAX_ID_BYTES).map(str::to_owned)
 }
 
 /// Whether an answer of at least so many bytes can go out.

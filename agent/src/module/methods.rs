@@ -8,23 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cloud_sync::limits::bounded_text;
 use cloud_sync::session::{Outgoing, SendError, Sender};
 use cloud_sync::topic::Qos;
 use serde_json::{Map, Value, json};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::topic;
-use crate::commands::Commands;
+use crate::commands::{Answer, Commands};
 
 /// Calls that run at once.
 const RUNNING: usize = 8;
 
-/// Calls that wait to; those beyond are answered 409 at once.
-pub const WAITING: usize = 32;
+/// Calls that run or wait to; those beyond are answered 409 at once.
+pub const PLACES: usize = 40;
 
 /// How long a call may take where it does not say: less than the 30 s after which a caller gives up by default.
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -56,8 +55,10 @@ pub struct Call {
     pub request_id: String,
     /// JSON, or nothing.
     pub body: Bytes,
-    /// When it came: its caller has waited since then.
-    pub came: Instant,
+    /// When it came: its caller waits since then.
+    pub arrived: Instant,
+    /// Its place among [`PLACES`].
+    pub place: OwnedSemaphorePermit,
 }
 
 /// Runs calls as they come until `stop`; those that are then under way are answered that they will not be done.
@@ -67,7 +68,7 @@ pub async fn serve(
     mut calls: mpsc::Receiver<Call>,
     stop: CancellationToken,
 ) -> Result<(), String> {
-    let permits = Arc::new(Semaphore::new(RUNNING));
+    let turns = Arc::new(Semaphore::new(RUNNING));
     let (mut running, mut known) = (JoinSet::new(), VecDeque::with_capacity(REMEMBERED));
     while let Some(Some(call)) = stop.run_until_cancelled(calls.recv()).await {
         if known.contains(&call.request_id) {
@@ -75,49 +76,47 @@ pub async fn serve(
         }
         known.truncate(REMEMBERED - 1);
         known.push_front(call.request_id.clone());
-        let (commands, sender, stop) = (commands.clone(), sender.clone(), stop.clone());
-        let permits = permits.clone();
+        let (commands, sender, turns, stop) = (commands.clone(), sender.clone(), turns.clone(), stop.clone());
         running.spawn(async move {
             let (patience, arguments) = patience(&call);
-            let done = async {
-                let _permit = permits.acquire_owned().await;
-                run(&commands, &call, arguments, patience).await
-            };
-            let stopping = (409, json!({ "error": "the agent is stopping" }));
-            let (status, result) = stop.run_until_cancelled(done).await.unwrap_or(stopping);
-            answer(&sender, &call, status, &result, patience).await;
+            let run = run(&commands, &turns, &call, arguments, patience);
+            let (status, result) = stop.run_until_cancelled(run).await.unwrap_or_else(stopping);
+            answer(&sender, &call.request_id, status, &result, call.arrived + patience).await;
+            drop(call.place);
         });
         // Those that have ended.
         while running.try_join_next().is_some() {}
-        // As many as may run, and as many as may wait to.
-        while running.len() >= RUNNING + WAITING && running.join_next().await.is_some() {}
     }
     while running.join_next().await.is_some() {}
     Ok(())
 }
 
-/// Answers a call, waiting for the link as long as its caller does.
-pub async fn answer(sender: &Sender, call: &Call, status: u16, result: &Value, patience: Duration) {
+/// The answer to a call that there is no room or no time for.
+pub fn busy() -> Answer {
+    (409, json!({ "error": "too many methods are being run; try again" }))
+}
+
+/// The answer to a call that comes too late.
+pub fn stopping() -> Answer {
+    (409, json!({ "error": "the agent is stopping" }))
+}
+
+/// Answers a call, waiting for the link until its caller waits no longer.
+pub async fn answer(sender: &Sender, request_id: &str, status: u16, result: &Value, until: Instant) {
     let (mut status, mut body) = (status, result.to_string());
     if body.len() > MAX_ANSWER_BYTES {
         let error = format!("the answer has {} bytes, {MAX_ANSWER_BYTES} can be given", body.len());
         (status, body) = (500, json!({ "error": error }).to_string());
     }
-    let topic = topic::method_answer(status, &call.request_id);
+    let topic = topic::method_answer(status, request_id);
     let message = Outgoing { topic, body: body.into(), qos: Qos::AtLeastOnce, retain: false };
     let sent = async {
-        while let Err(error) = sender.publish(message.clone()).await {
-            if !matches!(error, SendError::Offline) {
-                return Err(error);
-            }
+        while let Err(SendError::Offline) = sender.publish(message.clone()).await {
             sender.online().await;
         }
-        Ok(())
     };
-    // It may leave at once where nobody is known to wait.
-    let until = (call.came + patience).max(Instant::now() + AT_ONCE);
-    if !matches!(tokio::time::timeout_at(until, sent).await, Ok(Ok(()))) {
-        tracing::warn!(method = bounded_text(&call.name), "a method was not answered in time");
+    if tokio::time::timeout_at(until.max(Instant::now() + AT_ONCE), sent).await.is_err() {
+        tracing::warn!(status, "a method was not answered in time");
     }
 }
 
@@ -137,22 +136,23 @@ fn patience(call: &Call) -> (Duration, Result<Map<String, Value>, String>) {
 
 async fn run(
     commands: &Commands,
+    turns: &Semaphore,
     call: &Call,
     arguments: Result<Map<String, Value>, String>,
     patience: Duration,
-) -> (u16, Value) {
+) -> Answer {
     let arguments = match arguments {
         Ok(arguments) => arguments,
         Err(error) => return (400, json!({ "error": error })),
     };
-    // What of it is left: it may have waited for others.
-    let left = patience.saturating_sub(call.came.elapsed());
-    if left.is_zero() {
-        return (500, json!({ "error": "not begun in time: too many methods are being run" }));
-    }
+    let to_answer = TO_ANSWER.min(patience / 2);
+    let deadline = call.arrived + patience.saturating_sub(to_answer);
+    let Ok(Ok(_turn)) = tokio::time::timeout_at(deadline, turns.acquire()).await else { return busy() };
+    let left = deadline.saturating_duration_since(Instant::now());
+    // A command that keeps to what is left has the first word.
+    let done = commands.perform(&call.name, &arguments, left);
     let late = (500, json!({ "error": format!("not done within {patience:?}; it may still be done") }));
-    let for_itself = left.saturating_sub(TO_ANSWER).max(left / 2);
-    tokio::time::timeout(left, commands.perform(&call.name, &arguments, for_itself)).await.unwrap_or(late)
+    tokio::time::timeout(left + to_answer / 2, done).await.unwrap_or(late)
 }
 
 fn arguments(body: &[u8]) -> Result<Map<String, Value>, String> {

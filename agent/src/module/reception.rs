@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
+use bytes::Bytes;
 use cloud_sync::limits::bounded_text;
 use cloud_sync::session::{Event, Incoming, Sender};
-use serde_json::json;
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +29,8 @@ pub struct Reception {
     pub arrivals: mpsc::Sender<Arrival>,
     /// Takes direct methods.
     pub calls: mpsc::Sender<Call>,
+    /// Room for them: [`methods::PLACES`].
+    pub places: Arc<Semaphore>,
     /// What found no taker.
     pub counters: Arc<Counters>,
 }
@@ -77,16 +78,7 @@ impl Reception {
             acknowledgement.give();
         }
         match inbound {
-            Some(Inbound::Method { name, request_id }) => {
-                let call = Call { name, request_id, body, came: Instant::now() };
-                let (call, why) = match self.calls.try_send(call) {
-                    Ok(()) => return,
-                    Err(TrySendError::Full(call)) => (call, "too many methods are being run; try again"),
-                    Err(TrySendError::Closed(call)) => (call, "the agent is stopping"),
-                };
-                self.counters.calls_refused.fetch_add(1, Ordering::Relaxed);
-                methods::answer(&self.sender, &call, 409, &json!({ "error": why }), Duration::ZERO).await;
-            }
+            Some(Inbound::Method { name, request_id }) => self.call(name, request_id, body).await,
             Some(Inbound::TwinAnswer { status, request_id }) => {
                 self.tell(News::Answer { status, request_id, body }).await;
             }
@@ -96,6 +88,23 @@ impl Reception {
                 tracing::warn!(topic = bounded_text(topic), "a message on a topic that means nothing here");
             }
         }
+    }
+
+    async fn call(&self, name: String, request_id: String, body: Bytes) {
+        let arrived = Instant::now();
+        let refused = match self.places.clone().try_acquire_owned() {
+            Ok(place) => {
+                // There is room for each place; it is closed only when the agent stops.
+                let call = Call { name, request_id: request_id.clone(), body, arrived, place };
+                match self.calls.try_send(call) {
+                    Ok(()) => return,
+                    Err(_) => methods::stopping(),
+                }
+            }
+            Err(_) => methods::busy(),
+        };
+        self.counters.calls_refused.fetch_add(1, Ordering::Relaxed);
+        methods::answer(&self.sender, &request_id, refused.0, &refused.1, arrived).await;
     }
 
     async fn tell(&self, news: News) {

@@ -94,12 +94,12 @@ impl<'a> Fields<'a> {
 
     /// Whether two keys that only make sense together are both there or both not; else keeps that.
     pub(super) fn together(&mut self, one: &str, other: &str) -> bool {
-        let (given, missing) = match (self.get(one), self.get(other)) {
-            (Some(_), None) => (one, other),
-            (None, Some(_)) => (other, one),
+        let lone = match (self.get(one), self.get(other)) {
+            (Some(_), None) => one,
+            (None, Some(_)) => other,
             _ => return true,
         };
-        self.wrong(missing, format!("is missing: it goes with {given}"));
+        self.wrong(lone, format!("{one} and {other} must be given together"));
         false
     }
 

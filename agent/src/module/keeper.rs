@@ -7,7 +7,8 @@
 //! - It is written down before any part is told, and all parts are told again at each start; so a crash between the two
 //!   costs nothing.
 
-use std::collections::BTreeMap;
+mod meaning;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,18 +23,18 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::desired::{self, Mistake, Route, WantedModel, Wishes};
+use super::desired::{self, Mistake, Route, Wishes};
 use super::merge::Object;
 use super::reported::{self, Facts};
 use super::topic;
 use super::twin::{Act, Counts, Twin};
 use crate::config::Config;
-use crate::deploy::Target;
-use crate::deploy::driver::{Models, Order, Status, Wanted};
+use crate::deploy::driver::{Order, Status, Wanted};
 use crate::durable;
 use crate::health::Reporter;
 use crate::link::{Link, Registry, Uplink};
 use crate::log::LogLevel;
+use meaning::Configured;
 
 /// What edgeHub says of the twin, as far as it may wait.
 pub const NEWS: usize = 32;
@@ -90,12 +91,6 @@ pub struct Keeper {
     counts: watch::Sender<Counts>,
 }
 
-/// What holds where the twin says nothing.
-struct Configured {
-    registry: Registry,
-    log_level: String,
-}
-
 /// The parts that the twin speaks of.
 pub struct Parts {
     /// The deployments.
@@ -147,7 +142,7 @@ impl Keeper {
         let (before, _) = desired::read(&known.sound, &Wishes::default());
         let (wishes, mistakes) = desired::read(twin.desired(), &before);
         uplink.send_replace(configured.uplink(&wishes, twin.desired()));
-        let routes = watch::channel(twin.version().map(|_| routes(&wishes))).0;
+        let routes = watch::channel(twin.version().map(|_| meaning::routes(&wishes))).0;
         Self {
             routes,
             twin,
@@ -272,7 +267,7 @@ impl Keeper {
             }
         }
         self.mistakes = mistakes;
-        sound(&mut self.sound, self.twin.desired(), &self.mistakes);
+        meaning::keep_sound(&mut self.sound, self.twin.desired(), &self.mistakes);
         let is_news = is_news || wishes != self.wishes;
         if is_news || self.unwritten {
             self.keep().await;
@@ -292,7 +287,9 @@ impl Keeper {
             }
         }
         let uplink = self.configured.uplink(&wishes, self.twin.desired());
-        let wanted = self.wanted(&wishes, &uplink);
+        let collect = (wishes.collect != self.wishes.collect).then_some(wishes.collect);
+        let models = meaning::models(&wishes, self.twin.desired(), &uplink);
+        let wanted = Wanted { models, unclear: wishes.unclear.clone(), collect };
         self.uplink.send_if_modified(|known| {
             let changed = *known != uplink;
             *known = uplink;
@@ -304,31 +301,8 @@ impl Keeper {
             let _ = followed.await;
         }
         // Behind the models that they lead to, so that a message is not refused for one that is on its way.
-        self.routes.send_replace(Some(routes(&wishes)));
+        self.routes.send_replace(Some(meaning::routes(&wishes)));
         self.wishes = wishes;
-    }
-
-    fn wanted(&self, wishes: &Wishes, uplink: &Uplink) -> Wanted {
-        let target = |wanted: &WantedModel| Target {
-            version: wanted.version,
-            digest: wanted.digest,
-            size: wanted.size,
-            source: wanted.source.clone(),
-            settings: wanted.settings.clone(),
-            deployment: wanted.attempt,
-        };
-        let models = match (&wishes.models, uplink) {
-            (Some(models), _) => {
-                Models::These(models.iter().map(|(name, wanted)| (name.clone(), target(wanted))).collect())
-            }
-            (None, _) if self.twin.desired().contains_key("models") => Models::AsBefore,
-            (None, Uplink::Registry(_)) => Models::OfRegistry,
-            (None, Uplink::Unclear) => Models::AsBefore,
-            // Where nobody can say what is to run, nothing is.
-            (None, Uplink::None) => Models::These(BTreeMap::new()),
-        };
-        let collect = (wishes.collect != self.wishes.collect).then_some(wishes.collect);
-        Wanted { models, unclear: wishes.unclear.clone(), collect }
     }
 
     fn report(&mut self, parts: &Parts) -> Vec<Act> {
@@ -381,46 +355,6 @@ impl Parts {
             }
         }
     }
-}
-
-impl Configured {
-    /// The registry that is wanted.
-    fn uplink(&self, wishes: &Wishes, desired: &Object) -> Uplink {
-        let configured = &self.registry;
-        match wishes.registry.clone() {
-            Some(wanted) => {
-                let mut cloud = configured.cloud.clone();
-                cloud.broker = Some(wanted.broker);
-                cloud.credentials = wanted.credentials;
-                cloud.tls = wanted.tls;
-                cloud.root = wanted.root.unwrap_or(cloud.root);
-                cloud.keep_alive = wanted.keep_alive.unwrap_or(cloud.keep_alive);
-                let device = wanted.device.unwrap_or_else(|| configured.device.clone());
-                Uplink::Registry(Box::new(Registry { device, cloud }))
-            }
-            // The file of a password that is not there yet, say.
-            None if desired.contains_key("registry") => Uplink::Unclear,
-            None if configured.cloud.broker.is_some() => Uplink::Registry(Box::new(configured.clone())),
-            None => Uplink::None,
-        }
-    }
-}
-
-/// Takes over the sections of `desired` in which nothing is wrong.
-fn sound(sound: &mut Object, desired: &Object, mistakes: &[Mistake]) {
-    let is_wrong = |key: &str| {
-        mistakes.iter().any(|mistake| {
-            mistake.path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        })
-    };
-    sound.retain(|key, _| desired.contains_key(key) || is_wrong(key));
-    for (key, section) in desired.iter().filter(|(key, _)| !is_wrong(key)) {
-        sound.insert(key.clone(), section.clone());
-    }
-}
-
-fn routes(wishes: &Wishes) -> Arc<[Route]> {
-    wishes.routes.clone().unwrap_or_default().into()
 }
 
 fn read(path: &Path) -> io::Result<Known> {

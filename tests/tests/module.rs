@@ -1,3 +1,5 @@
 //! The agent as a module of IoT Edge, from outside: deployed by its twin, fed by routes, driven by methods.
 
 mod journey;
+mod kill;
+mod telemetry;

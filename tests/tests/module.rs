@@ -1,5 +1,6 @@
 //! The agent as a module of IoT Edge, from outside: deployed by its twin, fed by routes, driven by methods.
 
+mod identity;
 mod journey;
 mod kill;
 mod telemetry;

@@ -4,3 +4,4 @@ mod identity;
 mod journey;
 mod kill;
 mod telemetry;
+mod twin;

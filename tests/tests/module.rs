@@ -3,5 +3,6 @@
 mod identity;
 mod journey;
 mod kill;
+mod sources;
 mod telemetry;
 mod twin;

@@ -3,6 +3,7 @@
 mod identity;
 mod journey;
 mod kill;
+mod methods;
 mod sources;
 mod telemetry;
 mod twin;

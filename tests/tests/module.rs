@@ -4,6 +4,7 @@ mod identity;
 mod journey;
 mod kill;
 mod methods;
+mod registry;
 mod sources;
 mod telemetry;
 mod twin;

@@ -1,6 +1,7 @@
 //! The agent as a module of IoT Edge, from outside: deployed by its twin, fed by routes, driven by methods.
 
 mod identity;
+mod inputs;
 mod journey;
 mod kill;
 mod methods;

@@ -34,7 +34,8 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::process::Failure;
+use crate::https::Https;
+use crate::process::{Failure, wait_until};
 use hub::Hub;
 
 pub use connect::{Connected, End};
@@ -55,6 +56,8 @@ pub const API_VERSION: &str = "2022-08-03";
 const PORT: u16 = 8883;
 /// How often addresses are tried until one is free.
 const TRIES: usize = 20;
+/// How long an address may be taken by a listener of our own that is gone.
+const REBIND: Duration = Duration::from_secs(10);
 /// How exactly the peer keeps time.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -233,6 +236,11 @@ impl Edge {
         self.directory.join("bundle.pem")
     }
 
+    /// Starts an HTTPS server on this machine whose certificate the trust bundle vouches for.
+    pub fn https(&self) -> Result<Https, Failure> {
+        Https::start(self.address.ip(), authority::server(&self.directory, authority::HUB)?)
+    }
+
     /// Changes what goes wrong.
     pub fn disturb(&self, change: impl FnOnce(&mut Faults)) {
         self.shared.with(|hub| {
@@ -286,7 +294,7 @@ impl Edge {
             workload::Listener::Unix(UnixListener::bind(path).map_err(failed)?)
         } else {
             let address = uri.trim_start_matches("http://");
-            workload::Listener::Tcp(self.runtime.block_on(TcpListener::bind(address)).map_err(failed)?)
+            workload::Listener::Tcp(self.bind(address)?)
         };
         let bundle = authority::read(&self.directory, "bundle.pem")?;
         let shared = self.shared.clone();
@@ -310,9 +318,16 @@ impl Edge {
     }
 
     fn listen_as(&self, certificate: &str) -> Result<(), Failure> {
-        let listener = self.runtime.block_on(TcpListener::bind(self.address));
-        let listener = listener.map_err(|error| format!("edgeHub on {}: {error}", self.address))?;
-        self.listen(listener, certificate)
+        self.listen(self.bind(&self.address.to_string())?, certificate)
+    }
+
+    /// Listens where there may have been another listener just now: a program that is being started by another test
+    /// holds a copy of that one until it runs.
+    fn bind(&self, address: &str) -> Result<TcpListener, Failure> {
+        wait_until(REBIND, || {
+            let listener = self.runtime.block_on(TcpListener::bind(address));
+            listener.map_err(|error| format!("listening on {address}: {error}"))
+        })
     }
 
     fn listen(&self, listener: TcpListener, certificate: &str) -> Result<(), Failure> {

@@ -11,6 +11,8 @@ pub mod demo;
 pub mod edge;
 pub mod files;
 pub mod flow;
+pub mod https;
+pub mod module;
 pub mod mosquitto;
 pub mod peer;
 pub mod process;

@@ -1,7 +1,7 @@
 //! A whole site for a test: Mosquitto, the cloud and one device, each a process that can be killed and started again.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -31,12 +31,12 @@ pub struct Site {
 }
 
 /// Starts the cloud of a site on `broker`.
-pub fn start_cloud(directory: &std::path::Path, broker: &str) -> Result<Cloud, Failure> {
+pub fn start_cloud(directory: &Path, broker: &str) -> Result<Cloud, Failure> {
     Cloud::start(&directory.join("cloud"), 0, 0, &["--mqtt", broker])
 }
 
 /// Starts the agent of a site on `broker`.
-pub fn start_agent(directory: &std::path::Path, broker: &str) -> Result<Agent, Failure> {
+pub fn start_agent(directory: &Path, broker: &str) -> Result<Agent, Failure> {
     // Rows go up soon, so that tests need not wait for them.
     let environment = [("EDGEWISE_UPLOAD_INTERVAL", "100ms")];
     Agent::start_with(&directory.join("agent"), DEVICE, broker, 0, &[], &environment)
@@ -115,19 +115,23 @@ impl Site {
 
     /// How often each request id stands in what was exported as JSON lines.
     pub fn exported(&self, name: &str) -> Result<BTreeMap<String, u64>, Failure> {
-        let output = self.directory.join(name);
-        let path = output.display().to_string();
-        self.cloud.text(&["data", "export", "--model", MODEL, "--format", "jsonl", "-o", &path])?;
-        let mut ids = BTreeMap::new();
-        for file in files::below(&output)? {
-            for line in files::read(&file)?.lines() {
-                let row: Value = serde_json::from_str(line).map_err(|error| format!("{error}: {line}"))?;
-                let id = row["request_id"].as_str().ok_or_else(|| format!("a row without an id: {line}"))?;
-                *ids.entry(id.to_owned()).or_default() += 1;
-            }
-        }
-        Ok(ids)
+        exported(&self.cloud, &self.directory.join(name))
     }
+}
+
+/// How often each request id stands in what a cloud exports of the sample as JSON lines into `output`.
+pub fn exported(cloud: &Cloud, output: &Path) -> Result<BTreeMap<String, u64>, Failure> {
+    let path = output.display().to_string();
+    cloud.text(&["data", "export", "--model", MODEL, "--format", "jsonl", "-o", &path])?;
+    let mut ids = BTreeMap::new();
+    for file in files::below(output)? {
+        for line in files::read(&file)?.lines() {
+            let row: Value = serde_json::from_str(line).map_err(|error| format!("{error}: {line}"))?;
+            let id = row["request_id"].as_str().ok_or_else(|| format!("a row without an id: {line}"))?;
+            *ids.entry(id.to_owned()).or_default() += 1;
+        }
+    }
+    Ok(ids)
 }
 
 /// Whether a ledger has every captured row in exactly one place.

@@ -49,7 +49,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
-            Self::HostName => f.write_str("host name"),
+            Self::HostName => f.write_str("host or module name"),
             Self::File { path, line: None } => write!(f, "file {}", path.display()),
             Self::File { path, line: Some(line) } => write!(f, "file {}:{line}", path.display()),
             Self::Environment(name) => write!(f, "environment {name}"),

@@ -1,6 +1,7 @@
 //! The twin, in all the ways in which it changes, lags, fails and makes no sense.
 
-use std::path::Path;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use e2e::data::{self, MODEL};
@@ -165,12 +166,14 @@ fn an_edge_hub_that_refuses_to_speak_of_the_twin_is_asked_again() -> Result<(), 
 }
 
 #[test]
-fn an_edge_hub_that_is_silent_about_the_twin_is_asked_again() -> Result<(), Failure> {
+fn an_edge_hub_that_is_silent_about_the_twin_is_asked_again_when_it_comes_back() -> Result<(), Failure> {
     let mut module = Module::new("twin-silent", Times::default())?;
     module.edge.set_desired(&json!({"models": {MODEL: module.bundle(1)?}}));
     module.edge.disturb(|faults| faults.twin_is_silent = true);
     module.run()?;
-    module.wait_for_metric("edgewise_twin_failed_reads_total", |failed| failed >= 1)?;
+    module.edge.wait_for_connects(1)?;
+    assert_eq!(module.invoke("ping", json!({}))?.0, 200);
+    module.edge.cut();
     module.edge.disturb(|faults| faults.twin_is_silent = false);
     module.wait_for_active(1)?;
     assert_eq!(module.edge.violations(), Vec::<String>::new());
@@ -226,17 +229,43 @@ fn a_report_that_would_be_too_large_is_cut_and_says_so() -> Result<(), Failure> 
 
 #[test]
 fn every_bad_document_is_refused_where_the_schema_refuses_it_and_stops_nothing() -> Result<(), Failure> {
-    let module = Module::start("twin-bad")?;
+    for_each_part("bad", 6, refuses)
+}
+
+#[test]
+fn every_good_document_is_taken() -> Result<(), Failure> {
+    for_each_part("good", 4, takes)
+}
+
+/// Has agents judge the documents of a folder, so many each, at the same time: a report comes once in a second.
+fn for_each_part(
+    folder: &str,
+    documents: usize,
+    judge: fn(Module, &[PathBuf]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let paths = files::below(&e2e::repository().join("tests/twin").join(folder))?;
+    std::thread::scope(|scope| {
+        let parts = paths.chunks(documents).enumerate();
+        let agents: Vec<_> = parts
+            .map(|(part, paths)| {
+                scope.spawn(move || judge(Module::start(&format!("twin-{folder}-{part}"))?, paths))
+            })
+            .collect();
+        agents.into_iter().try_for_each(|agent| agent.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
+fn refuses(module: Module, documents: &[PathBuf]) -> Result<(), Failure> {
     let window = data::test_split()?.remove(0);
     let sound = json!({
         "models": {MODEL: module.bundle(1)?},
         "routes": [{"input": "readings", "model": MODEL, "output": "predictions"}],
     });
     let mut sent = 0;
-    for path in files::below(&e2e::repository().join("tests/twin/bad"))? {
+    for path in documents {
         module.edge.set_desired(&sound);
         // The document, with the model that runs beside those that it names.
-        let mut document = read(&path)?;
+        let mut document = read(path)?;
         match &mut document["models"] {
             Value::Object(models) => drop(models.insert(MODEL.to_owned(), sound["models"][MODEL].clone())),
             models @ Value::Null => *models = sound["models"].clone(),
@@ -260,16 +289,13 @@ fn every_bad_document_is_refused_where_the_schema_refuses_it_and_stops_nothing()
     Ok(())
 }
 
-#[test]
-fn every_good_document_is_taken() -> Result<(), Failure> {
-    let module = Module::start("twin-good")?;
-    let sound = json!({"models": {MODEL: module.bundle(1)?}});
-    for path in files::below(&e2e::repository().join("tests/twin/good"))? {
-        let document = with_files(&module, read(&path)?)?;
+fn takes(module: Module, documents: &[PathBuf]) -> Result<(), Failure> {
+    for path in documents {
+        let document = with_files(&module, read(path)?)?;
         let config = module.wait_for_applied(module.edge.set_desired(&document))?;
         assert_eq!(config["status"], "ok", "{}: {config}", path.display());
     }
-    module.edge.set_desired(&sound);
+    module.edge.set_desired(&json!({"models": {MODEL: module.bundle(1)?}}));
     module.wait_for_active(1)?;
     assert_eq!(module.edge.violations(), Vec::<String>::new());
     Ok(())

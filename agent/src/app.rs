@@ -115,10 +115,13 @@ pub fn run(config: Config, identity: Option<Identity>, log_level: LogLevel) -> R
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let app = App::build(config, identity, log_level).await?;
         app.run().await
-    })
+    });
+    // What is late has been named, and is not waited for once more.
+    runtime.shutdown_background();
+    outcome
 }
 
 impl App {

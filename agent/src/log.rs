@@ -1,6 +1,8 @@
 //! The log: to standard error, as text or JSON, with a level that can be changed while the agent runs.
 
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tracing::{Event, Level, Subscriber};
@@ -28,6 +30,13 @@ pub enum Format {
 /// The level of the running log. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+
+/// Lets a line that many messages could cause be logged now and then only.
+#[derive(Debug, Default)]
+pub struct Seldom(Mutex<(Option<Instant>, u64)>);
+
+/// Time between two such lines.
+const SELDOM: Duration = Duration::from_secs(10);
 
 /// Why the log or its level is not as wanted.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +71,19 @@ pub fn start(log: &Log) -> Result<LogLevel, LogError> {
 /// Whether a text is a level, or says why not.
 pub(crate) fn check(level: &str) -> Result<(), String> {
     filter(level).map(|_| ()).map_err(|error| error.to_string())
+}
+
+impl Seldom {
+    /// Whether it is to be logged again now: then how often it was not since the last time.
+    pub fn again(&self) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.0.is_some_and(|last| last.elapsed() < SELDOM) {
+            state.1 = state.1.saturating_add(1);
+            return None;
+        }
+        state.0 = Some(Instant::now());
+        Some(std::mem::take(&mut state.1))
+    }
 }
 
 impl LogLevel {

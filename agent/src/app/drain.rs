@@ -11,10 +11,10 @@ use crate::service::Service;
 use crate::spool::Spool;
 
 /// From the order to stop to the end, at most: systemd and edgeAgent kill after 10 s.
-const SHUTDOWN: Duration = Duration::from_secs(9);
+const SHUTDOWN: Duration = Duration::from_secs(8);
 
 /// The part of it that requests under way may take; the rest is for the disk and the farewell to the cloud.
-const REQUESTS: Duration = Duration::from_secs(6);
+const REQUESTS: Duration = Duration::from_secs(5);
 
 /// What of it is kept for the farewell to the cloud, whoever is late before.
 const FAREWELL: Duration = Duration::from_millis(1500);

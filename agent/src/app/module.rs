@@ -14,7 +14,7 @@ use crate::commands::Commands;
 use crate::config::Config;
 use crate::exposition::{Exposition, Kind};
 use crate::link::Uplink;
-use crate::log::LogLevel;
+use crate::log::{LogLevel, Seldom};
 use crate::metrics::Source;
 use crate::module::identity::Identity;
 use crate::module::intake::{self, Intake};
@@ -168,6 +168,7 @@ impl Module {
             outbox: self.outbox,
             topics: self.topics.clone(),
             counters: self.intake,
+            told: Seldom::default(),
         };
         intake.tasks.spawn_endless("inputs", inputs.run(arrivals_in, intake.stop.clone()));
         let serve = methods::serve(commands, self.sender.clone(), calls_in, intake.stop.clone());
@@ -182,6 +183,7 @@ impl Module {
             calls,
             places: Arc::new(Semaphore::new(methods::PLACES)),
             counters: self.reception,
+            told: Seldom::default(),
         };
         link.tasks.spawn_endless("reception", reception.run(self.events, link.stop.clone()));
         link.tasks.spawn_endless("edgeHub", self.session.run(link.stop.clone()));

@@ -29,6 +29,7 @@ use super::outbox::{Item, MAX_MESSAGE_BYTES, Outbox, Then};
 use super::topic::{CORRELATION_ID, MESSAGE_ID, Properties, Topics};
 use crate::body::{self, Lone, Prediction};
 use crate::deploy::driver::Status;
+use crate::log::Seldom;
 use crate::scorer::{Live, NoChoice, ScoreRefused};
 use crate::service::{Answer, Service};
 
@@ -85,6 +86,8 @@ pub struct Intake {
     pub topics: Topics,
     /// What has been done.
     pub counters: Arc<Counters>,
+    /// Keeps the log short.
+    pub told: Seldom,
 }
 
 /// What has been done with messages.
@@ -137,7 +140,10 @@ impl Intake {
                 }
                 Err(why) => {
                     count(&self.counters.failed);
-                    tracing::warn!(input = arrival.input, %why, "a message could not be scored");
+                    if let Some(more) = self.told.again() {
+                        let (input, why) = (bounded_text(&arrival.input), bounded_text(&why));
+                        tracing::warn!(input, why, more, "a message could not be scored");
+                    }
                     self.error(&arrival, &why)
                 }
             };

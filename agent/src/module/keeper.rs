@@ -9,13 +9,14 @@
 
 mod meaning;
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cloud_sync::contract::Ledger;
+use cloud_sync::limits::bounded_text;
 use cloud_sync::session::{Outgoing, Sender};
 use cloud_sync::topic::Qos;
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,7 @@ use super::desired::{self, Mistake, Route, Wishes};
 use super::merge::Object;
 use super::reported::{self, Facts};
 use super::topic;
-use super::twin::{Act, Counts, Twin};
+use super::twin::{self, Act, Counts, Twin};
 use crate::config::Config;
 use crate::deploy::driver::{Order, Status, Wanted};
 use crate::durable;
@@ -130,7 +131,8 @@ impl Keeper {
     ) -> Self {
         let path = config.data.join("twin");
         let known = read(&path).unwrap_or_else(|error| {
-            tracing::error!(path = %path.display(), %error, "what the twin desired before can't be read");
+            let error = bounded_text(error.to_string());
+            tracing::error!(path = %path.display(), error, "what the twin desired before can't be read");
             Known::default()
         });
         let configured = Configured {
@@ -262,7 +264,8 @@ impl Keeper {
             }
         };
         if mistakes != self.mistakes {
-            for Mistake { path, error } in &mistakes {
+            // Those that are reported, too.
+            for Mistake { path, error } in mistakes.iter().take(reported::MAX_MISTAKES) {
                 tracing::warn!(path, error, "the twin is wrong here");
             }
         }
@@ -358,8 +361,10 @@ impl Parts {
 }
 
 fn read(path: &Path) -> io::Result<Known> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
+    let mut bytes = Vec::new();
+    let limit = 4 * twin::MAX_DESIRED_BYTES as u64;
+    match std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)) {
+        Ok(_) => serde_json::from_slice(&bytes).map_err(io::Error::other),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
         Err(error) => Err(error),
     }

@@ -43,8 +43,8 @@ const MAX_ANSWER_BYTES: usize = 128 * 1024;
 /// The argument in which a caller who waits longer than by default says so, in seconds.
 const TIMEOUT: &str = "timeoutSeconds";
 
-/// How many calls are remembered, so that one that edgeHub sends twice is run once.
-const REMEMBERED: usize = 32;
+/// How many calls are remembered, so that one that edgeHub sends twice is run once: many times what can run at once.
+const REMEMBERED: usize = 512;
 
 /// A call.
 #[derive(Debug)]
@@ -81,7 +81,11 @@ pub async fn serve(
             let (patience, arguments) = patience(&call);
             let run = run(&commands, &turns, &call, arguments, patience);
             let (status, result) = stop.run_until_cancelled(run).await.unwrap_or_else(stopping);
-            answer(&sender, &call.request_id, status, &result, call.arrived + patience).await;
+            let answer = answer(&sender, &call.request_id, status, &result, call.arrived + patience);
+            tokio::select! {
+                () = answer => {}
+                () = cut_short(&stop) => tracing::warn!("a method was not answered before the end"),
+            }
             drop(call.place);
         });
         // Those that have ended.
@@ -111,13 +115,26 @@ pub async fn answer(sender: &Sender, request_id: &str, status: u16, result: &Val
     let topic = topic::method_answer(status, request_id);
     let message = Outgoing { topic, body: body.into(), qos: Qos::AtLeastOnce, retain: false };
     let sent = async {
-        while let Err(SendError::Offline) = sender.publish(message.clone()).await {
-            sender.online().await;
+        loop {
+            match sender.publish(message.clone()).await {
+                Ok(_) => return,
+                Err(SendError::Offline | SendError::Busy) => sender.online().await,
+                Err(error @ SendError::Refused(_)) => {
+                    tracing::error!(%error, "a method can't be answered");
+                    return;
+                }
+            }
         }
     };
     if tokio::time::timeout_at(until.max(Instant::now() + AT_ONCE), sent).await.is_err() {
         tracing::warn!(status, "a method was not answered in time");
     }
+}
+
+/// Waits until an answer that is under way at the end must be left.
+async fn cut_short(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(AT_ONCE).await;
 }
 
 /// How long a caller waits, and what it says beside that.

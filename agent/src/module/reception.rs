@@ -16,6 +16,7 @@ use super::intake::Arrival;
 use super::keeper::News;
 use super::methods::{self, Call};
 use super::topic::{Inbound, Topics};
+use crate::log::Seldom;
 
 /// Hands on what edgeHub says.
 pub struct Reception {
@@ -33,6 +34,8 @@ pub struct Reception {
     pub places: Arc<Semaphore>,
     /// What found no taker.
     pub counters: Arc<Counters>,
+    /// Keeps the log short.
+    pub told: Seldom,
 }
 
 /// What found no taker.
@@ -85,7 +88,10 @@ impl Reception {
             Some(Inbound::DesiredPatch { version }) => self.tell(News::Patch { version, body }).await,
             Some(Inbound::Input { .. }) | None => {
                 self.counters.foreign.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(topic = bounded_text(topic), "a message on a topic that means nothing here");
+                if let Some(more) = self.told.again() {
+                    let topic = bounded_text(topic);
+                    tracing::warn!(topic, more, "a message on a topic that means nothing here");
+                }
             }
         }
     }

@@ -20,7 +20,7 @@ pub const KEYS: [&str; 6] = ["config", "models", "agent", "hardware", "ledger", 
 pub const MAX_PATCH_BYTES: usize = 32 * 1024;
 
 /// Most mistakes that are listed: the first ones are corrected first.
-const MAX_MISTAKES: usize = 16;
+pub(super) const MAX_MISTAKES: usize = 16;
 
 /// Longest `why`, and longest text of a mistake: 16 of these with their paths leave half of the whole free.
 const MAX_WHY_BYTES: usize = 512;

@@ -24,6 +24,9 @@ use writer::Writer;
 /// Largest desired properties, as JSON. IoT Hub's 32 KiB count neither names nor structure.
 pub const MAX_DESIRED_BYTES: usize = 64 * 1024;
 
+/// Deepest desired properties. IoT Hub takes 10; what is taken here must be read again from the disk and from an answer.
+pub const MAX_DEPTH: u32 = 32;
+
 /// Largest twin: desired and reported properties.
 pub const MAX_TWIN_BYTES: usize = 2 * MAX_DESIRED_BYTES;
 
@@ -185,7 +188,9 @@ impl Twin {
                 }
             }
             Ok((_, version)) => {
-                tracing::info!(version, known = ?self.version, "changes of the twin are missing: reading it again");
+                if self.failures == 0 {
+                    tracing::info!(version, known = ?self.version, "changes of the twin are missing: reading it again");
+                }
                 self.read_soon(now)
             }
             Err(why) => self.refuse(&why, now),
@@ -280,7 +285,9 @@ impl Twin {
 
     fn refuse(&mut self, why: &str, now: Instant) -> Vec<Act> {
         self.counts.refused_changes += 1;
-        tracing::warn!(why, "a change of the twin was refused: reading it again");
+        if self.outstanding.is_none() && self.failures == 0 {
+            tracing::warn!(why, "a change of the twin was refused: reading it again");
+        }
         if self.outstanding.is_some() {
             // It was newer than what is known, but not by how much.
             self.announced = Some(u64::MAX);
@@ -354,7 +361,19 @@ fn bounded(desired: &Object) -> Result<(), String> {
     if bytes > MAX_DESIRED_BYTES {
         return Err(format!("the desired properties have {bytes} bytes, {MAX_DESIRED_BYTES} are possible"));
     }
+    if desired.values().any(|value| is_deeper(value, MAX_DEPTH)) {
+        return Err(format!("the desired properties are nested more than {MAX_DEPTH} deep"));
+    }
     Ok(())
+}
+
+fn is_deeper(value: &Value, levels: u32) -> bool {
+    let within = |value: &Value| levels == 0 || is_deeper(value, levels - 1);
+    match value {
+        Value::Object(object) => object.values().any(within),
+        Value::Array(list) => list.iter().any(within),
+        _ => false,
+    }
 }
 
 fn system_version(object: &Object) -> Result<Option<u64>, String> {

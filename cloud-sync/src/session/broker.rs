@@ -13,6 +13,9 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::limits::bounded_text;
 
+/// Longest name that a host has.
+const MAX_HOST_BYTES: usize = 253;
+
 /// `mqtt://host[:1883]` or `mqtts://host[:8883]`.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "String")]
@@ -109,7 +112,7 @@ impl FromStr for BrokerUrl {
                 None => (rest, standard),
             },
         };
-        if host.is_empty() || host.contains(['/', '@', '?', '#', ' ']) {
+        if host.is_empty() || host.len() > MAX_HOST_BYTES || host.contains(['/', '@', '?', '#', ' ']) {
             return Err(wrong());
         }
         Ok(Self { host: host.to_owned(), port, tls })

@@ -172,7 +172,17 @@ impl Driver {
         use rumqttc::Event;
         match event {
             Event::Incoming(Packet::ConnAck(_)) => self.subscribe()?,
-            Event::Incoming(Packet::SubAck(ack)) => self.subscribed(&ack.return_codes)?,
+            Event::Incoming(Packet::SubAck(ack)) if !*self.online.borrow() => {
+                self.subscribed(&ack.return_codes)?;
+            }
+            Event::Incoming(Packet::Publish(publish)) => {
+                // Not every broker sends again on this connection what it has no acknowledgement of, and until then no
+                // later one could leave.
+                let comes_again = self.comes_again(&publish);
+                if !self.received(publish) && comes_again {
+                    return Err("more messages came than can wait".to_owned());
+                }
+            }
             event => self.moved(event),
         }
         Ok(())
@@ -182,7 +192,9 @@ impl Driver {
     fn moved(&self, event: rumqttc::Event) {
         use rumqttc::{Event, Outgoing};
         match event {
-            Event::Incoming(Packet::Publish(publish)) => self.received(publish),
+            Event::Incoming(Packet::Publish(publish)) => {
+                let _ = self.received(publish);
+            }
             Event::Incoming(Packet::PubAck(ack)) => self.departures.acknowledged(ack.pkid),
             Event::Outgoing(Outgoing::Publish(packet)) => self.departures.published(packet),
             Event::Outgoing(Outgoing::AwaitAck(_)) => self.departures.held_back(),
@@ -226,14 +238,15 @@ impl Driver {
         Ok(())
     }
 
-    fn received(&self, publish: Publish) {
+    /// Hands a message over; false where there is no room for it.
+    fn received(&self, publish: Publish) -> bool {
         self.counters.received.fetch_add(1, Ordering::Relaxed);
         self.counters.received_bytes.fetch_add(publish.payload.len() as u64, Ordering::Relaxed);
         let arrived = match &self.arrivals {
             Some(arrivals) => arrivals.arrived(&publish),
             None => Arrived::Message(None),
         };
-        let Arrived::Message(acknowledgement) = arrived else { return };
+        let Arrived::Message(acknowledgement) = arrived else { return true };
         let waiting = acknowledgement.clone();
         let message =
             Event::Message(Incoming { topic: publish.topic, body: publish.payload, acknowledgement });
@@ -242,12 +255,14 @@ impl Driver {
             if let Some(waiting) = waiting {
                 waiting.put_off();
             }
+            return false;
         }
+        true
     }
 
     /// Whether the broker owes an answer: to the subscription, or to a message.
     fn is_waiting(&self) -> bool {
-        !*self.online.borrow() || self.event_loop.state.inflight() > 0
+        !*self.online.borrow() || self.event_loop.state.inflight() > 0 || !self.departures.is_empty()
     }
 
     /// Whether the broker sends a message again that is not acknowledged on this connection.
@@ -275,7 +290,7 @@ impl Driver {
             if let rumqttc::Event::Incoming(Packet::Publish(publish)) = event
                 && !self.comes_again(&publish)
             {
-                self.received(publish);
+                let _ = self.received(publish);
             }
         }
         if let Some(arrivals) = &self.arrivals {

@@ -7,11 +7,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rumqttc::AsyncClient;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
 use super::{Outgoing, SendError, native};
+
+/// Pause before a queue that is full of what is not a message is tried again.
+const BUSY: Duration = Duration::from_millis(5);
 
 /// The broker's acknowledgement of one message.
 ///
@@ -57,8 +61,14 @@ impl Departures {
 
     /// Queues a message, waiting for a place in the queue.
     pub(super) async fn send(&self, message: Outgoing) -> Result<Delivery, SendError> {
-        let place = self.places.clone().acquire_owned().await.map_err(|_| SendError::Offline)?;
-        self.put(message, place)
+        loop {
+            let place = self.places.clone().acquire_owned().await.map_err(|_| SendError::Offline)?;
+            match self.put(message.clone(), place) {
+                // Full of acknowledgements, for a moment.
+                Err(SendError::Busy) => tokio::time::sleep(BUSY).await,
+                put => return put,
+            }
+        }
     }
 
     /// Queues a message if there is a place.

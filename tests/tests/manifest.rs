@@ -171,7 +171,7 @@ fn a_manifest_that_could_not_work_is_refused_with_its_exit_code() -> Result<(), 
     cloud.register(&data::sample(Some(1)))?;
     let version = format!("{MODEL}:1");
     let link = ["--registry-broker", "mqtts://broker.example"];
-    let cases: [(i32, &[&str], &str); 8] = [
+    let cases: [(i32, &[&str], &str); 13] = [
         (3, &["unknown:1", link[0], link[1]], "unknown:1"),
         (3, &["power-demand:9", link[0], link[1]], "power-demand:9"),
         (2, &[&version], "--registry-broker"),
@@ -180,6 +180,11 @@ fn a_manifest_that_could_not_work_is_refused_with_its_exit_code() -> Result<(), 
         (2, &[&version, link[0], link[1], "--module", "$edgeHub"], "module name"),
         (2, &[&version, link[0], link[1], "--route", "a:other:b"], "other"),
         (2, &[&version, "--registry-root", "edgewise/v1/site"], "--registry-broker"),
+        (2, &[&version, "--registry-broker", "mqtts://u:p@broker.example"], "--registry-password-file"),
+        (2, &[&version, "--registry-broker", "mqtt://127.0.0.1"], "the container itself"),
+        (2, &[&version, link[0], link[1], "--registry-ca", "/certs/ca.pem"], "/certs/ca.pem is not in"),
+        (2, &["--source", "https://models.example/"], "name a model"),
+        (2, &[&version, link[0], link[1], "--priority", "20"], "--target"),
     ];
     for (code, arguments, what) in cases {
         let output = cloud.edgewise(&[&["module", "manifest", "--image", "edgewise"], arguments].concat())?;

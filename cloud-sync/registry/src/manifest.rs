@@ -3,18 +3,18 @@
 //! The manifest's shape is Microsoft's (its public schemas of edgeAgent and edgeHub 1.1), the twin's is
 //! `modules/edgewise/twin.schema.json`. Pure: nothing here reads a file or asks a registry.
 
+mod base;
+mod check;
 mod container;
 mod flow;
 mod link;
 mod source;
 
-use std::collections::BTreeSet;
-use std::fmt::Display;
-
 use cloud_sync::digest::Digest;
 use cloud_sync::name::{ModelName, ModelVersion};
 use serde_json::{Map, Value, json};
 
+pub use base::{Base, Earlier};
 pub use container::{Bind, Container, Credentials, Memory, Variable, Volume};
 pub use flow::{DEFAULT_INPUT, Feed, ModuleName, PortName, Route};
 pub use link::RegistryLink;
@@ -25,9 +25,6 @@ const MAX_ENTRIES: usize = 64;
 
 /// IoT Hub's limit for all desired properties of a module.
 const MAX_TWIN_BYTES: usize = 32 * 1024;
-
-/// Variables by which the module's own configuration can name the registry's broker.
-const OWN_LINK: [&str; 2] = ["EDGEWISE_CLOUD_BROKER", "EDGEWISE_CONFIG"];
 
 /// Where the agent keeps its data inside the container; the image makes it.
 const DATA: &str = "/data";
@@ -99,7 +96,8 @@ pub enum ManifestError {
     /// Models come from the registry, and nothing says where it is.
     #[error(
         "say where the module finds its models: --registry-broker mqtts://HOST for a link to the registry, \
-         --env EDGEWISE_CLOUD_BROKER=… where its own configuration is to have it, or --source https://… or file:///…"
+         --env EDGEWISE_CLOUD_BROKER=… where its own configuration is to have it, or a NAME:VERSION with --source \
+         https://… or file:///…"
     )]
     NoLink,
     /// A link that anyone on the way can read.
@@ -107,7 +105,31 @@ pub enum ManifestError {
         "{0} is not encrypted: use mqtts://, or add --registry-insecure-remote if the network is a closed one"
     )]
     Unencrypted(String),
-    /// A file source that the container does not see.
+    /// A broker that only the container itself could be.
+    #[error("{0} is the container itself: give the address at which the device reaches the broker")]
+    Loopback(String),
+    /// Several models, and nothing says which answers.
+    #[error("nothing says which of the {0} models answers a message: add --route INPUT:MODEL:OUTPUT")]
+    NoRoutes(usize),
+    /// Answers where the module says something else.
+    #[error("the output {0} is the module's own: use another name in --route")]
+    OwnOutput(PortName),
+    /// Messages from a module that will not be there.
+    #[error("--from names {0}, which is not among the modules of --base")]
+    NoSender(ModuleName),
+    /// Messages from itself.
+    #[error("--from names {0}, which is this module itself: name the one whose messages it is to read")]
+    OwnSender(ModuleName),
+    /// An API without credentials that others can reach.
+    #[error(
+        "EDGEWISE_HTTP_LISTEN={0} lets others reach an API that has no credentials: use 127.0.0.1, or add \
+         --env EDGEWISE_HTTP_INSECURE_REMOTE=true where something else guards the port"
+    )]
+    OpenApi(String),
+    /// Two things at one place of the container.
+    #[error("two things are mounted at {0}: use another path in --bind (/data and /tmp are taken)")]
+    MountedTwice(String),
+    /// A file that the container does not see.
     #[error("{0} is not in the container: add --bind HOST_PATH:PATH, or put the files under {DATA}")]
     NotMounted(String),
     /// The container's options do not fit.
@@ -128,32 +150,44 @@ pub enum ManifestError {
     /// The manifest to add to is none.
     #[error("the base is no deployment manifest: it has no {0}")]
     Base(&'static str),
+    /// A twin's document, as the service shows it.
+    #[error(
+        "the base is a twin: give the deployment manifest, which has modulesContent with $edgeAgent and $edgeHub"
+    )]
+    BaseIsTwin,
+    /// A layer, which has no runtime of its own.
+    #[error(
+        "the base is a layered deployment: give the standard deployment below it, or leave --base out and add a layer \
+         with --layered"
+    )]
+    BaseIsLayered,
     /// Something that a layer can't carry.
     #[error("a layered deployment can't carry {0}: give it to the base deployment")]
     NotLayered(&'static str),
 }
 
 impl Deployment {
-    /// The manifest of a standard deployment, for one device or many: `base` with this module added, its routes and its
-    /// twin included; without a base, the IoT Edge runtime and this module.
-    pub fn standard(&self, base: Option<Value>) -> Result<Value, ManifestError> {
-        let (module, twin) = (self.module()?, self.twin()?);
-        let mut manifest = base.unwrap_or_else(runtime);
-        object(&mut manifest, "/modulesContent/$edgeAgent/properties.desired/modules")?
-            .insert(self.module.to_string(), module);
-        object(&mut manifest, "/modulesContent/$edgeHub/properties.desired/routes")?
-            .extend(self.edge_routes());
+    /// The manifest of a standard deployment, for one device or many: `base` with this module, its routes and its twin,
+    /// in place of those that it may have of an earlier time. Without
+    /// a base, the IoT Edge runtime and this module.
+    pub fn standard(&self, base: Option<Base>) -> Result<Value, ManifestError> {
+        let given = base.is_some();
+        let mut base = base.unwrap_or_else(Base::runtime);
+        for feed in &self.feeds {
+            if given && !base.has(&feed.module)? {
+                return Err(ManifestError::NoSender(feed.module.clone()));
+            }
+        }
+        base.put(&self.module, self.module()?, self.twin()?, self.edge_routes())?;
         if let Some(credentials) = &self.credentials {
-            object(&mut manifest, "/modulesContent/$edgeAgent/properties.desired/runtime/settings")?
+            base.object("/modulesContent/$edgeAgent/properties.desired/runtime/settings")?
                 .entry("registryCredentials")
                 .or_insert_with(|| json!({}))
                 .as_object_mut()
                 .ok_or(ManifestError::Base("registryCredentials that are an object"))?
                 .insert(credentials.name(), credentials.entry());
         }
-        let content = object(&mut manifest, "/modulesContent")?;
-        content.insert(self.module.to_string(), json!({ "properties.desired": twin }));
-        Ok(manifest)
+        Ok(base.into_value())
     }
 
     /// The manifest of a layered deployment, which goes on top of a standard one: this module alone, by dotted paths.
@@ -232,112 +266,11 @@ impl Deployment {
     fn edge_routes(&self) -> Map<String, Value> {
         let module = &self.module;
         let upstream = format!("FROM /messages/modules/{module}/outputs/* INTO $upstream");
-        let mut routes = Map::from_iter([(format!("{module}Upstream"), upstream.into())]);
+        let mut routes = Map::from_iter([(base::upstream_route(module), upstream.into())]);
         let feeds =
-            (1..).zip(&self.feeds).map(|(n, feed)| (format!("{module}Input{n}"), feed.route(module).into()));
+            (1..).zip(&self.feeds).map(|(n, feed)| (base::input_route(module, n), feed.route(module).into()));
         routes.extend(feeds);
         routes
-    }
-
-    fn check_container(&self) -> Result<(), ManifestError> {
-        once("the variable", self.container.variables.iter().map(Variable::name))?;
-        let mounted = |path: &str| {
-            let within = |place: &str| {
-                path.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            };
-            within(DATA) || self.container.binds.iter().any(|bind| within(bind.path()))
-        };
-        let hidden = self.models.iter().filter_map(|model| model.source.path()).find(|path| !mounted(path));
-        hidden.map_or(Ok(()), |path| Err(ManifestError::NotMounted(path.to_owned())))
-    }
-
-    fn check_twin(&self) -> Result<(), ManifestError> {
-        once("the model", self.models.iter().map(|model| &model.version.name))?;
-        once("the route", &self.routes)?;
-        for (what, given) in [("models", self.models.len()), ("routes", self.routes.len())] {
-            if given > MAX_ENTRIES {
-                return Err(ManifestError::TooMany { what, given });
-            }
-        }
-        let deployed = |name: &ModelName| {
-            self.models.is_empty() || self.models.iter().any(|model| model.version.name == *name)
-        };
-        if let Some(route) = self.routes.iter().find(|route| !deployed(&route.model)) {
-            return Err(ManifestError::NoModel { input: route.input.clone(), model: route.model.clone() });
-        }
-        let read = |input: &PortName| {
-            input.as_str() == DEFAULT_INPUT || self.routes.iter().any(|route| route.input == *input)
-        };
-        if let Some(feed) = self.feeds.iter().find(|feed| !read(&feed.input)) {
-            return Err(ManifestError::NoRoute(feed.input.clone()));
-        }
-        match &self.registry {
-            Some(link) if link.is_exposed() => Err(ManifestError::Unencrypted(link.broker.to_string())),
-            None if self.needs_link() => Err(ManifestError::NoLink),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether the module can't come by its models without a link to the registry, and has none of its own.
-    fn needs_link(&self) -> bool {
-        let from_registry =
-            self.models.is_empty() || self.models.iter().any(|model| model.source == Source::Registry);
-        let own = self.container.variables.iter().any(|variable| OWN_LINK.contains(&variable.name()));
-        from_registry && !own
-    }
-}
-
-/// The manifest of a device that runs nothing but IoT Edge itself, as Microsoft's tools begin one.
-fn runtime() -> Value {
-    let hub_ports = json!({ "HostConfig": { "PortBindings": {
-        "5671/tcp": [{ "HostPort": "5671" }],
-        "8883/tcp": [{ "HostPort": "8883" }],
-        "443/tcp": [{ "HostPort": "443" }],
-    } } });
-    json!({ "modulesContent": {
-        "$edgeAgent": { "properties.desired": {
-            "schemaVersion": "1.1",
-            "runtime": { "type": "docker", "settings": { "minDockerVersion": "v1.25" } },
-            "systemModules": {
-                "edgeAgent": {
-                    "type": "docker",
-                    "settings": { "image": "mcr.microsoft.com/azureiotedge-agent:1.5", "createOptions": "{}" },
-                },
-                "edgeHub": {
-                    "type": "docker",
-                    "status": "running",
-                    "restartPolicy": "always",
-                    "startupOrder": 0,
-                    "settings": {
-                        "image": "mcr.microsoft.com/azureiotedge-hub:1.5",
-                        "createOptions": hub_ports.to_string(),
-                    },
-                },
-            },
-            "modules": {},
-        } },
-        "$edgeHub": { "properties.desired": {
-            "schemaVersion": "1.1",
-            "routes": {},
-            // Two hours, as in Microsoft's templates: how long edgeHub keeps messages while the cloud is away.
-            "storeAndForwardConfiguration": { "timeToLiveSecs": 7200 },
-        } },
-    } })
-}
-
-fn object<'a>(
-    manifest: &'a mut Value,
-    path: &'static str,
-) -> Result<&'a mut Map<String, Value>, ManifestError> {
-    manifest.pointer_mut(path).and_then(Value::as_object_mut).ok_or(ManifestError::Base(path))
-}
-
-fn once<T: Display>(what: &'static str, names: impl IntoIterator<Item = T>) -> Result<(), ManifestError> {
-    let mut seen = BTreeSet::new();
-    let mut names = names.into_iter().map(|name| name.to_string());
-    match names.find(|name| !seen.insert(name.clone())) {
-        Some(name) => Err(ManifestError::Twice { what, name }),
-        None => Ok(()),
     }
 }
 

@@ -2,18 +2,18 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use cloud_sync::name::ModelVersion;
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 use super::{CliError, Context, output};
 use crate::api::ModelRecord;
 use crate::manifest::{
-    Bind, Container, Credentials, Deployment, Feed, Memory, Model, ModuleName, RegistryLink, Route, Source,
-    Variable, Volume,
+    Base, Bind, Container, Credentials, Deployment, Feed, Memory, Model, ModuleName, RegistryLink, Route,
+    Source, Variable, Volume,
 };
 use crate::serve::secret;
 
@@ -27,6 +27,7 @@ pub(super) enum Verb {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("fleet").args(["target", "layered"]).multiple(true)))]
 pub(super) struct Manifest {
     /// What the module runs; none leaves it to `edgewise deploy`, over the link to the registry.
     #[arg(value_name = "NAME:VERSION")]
@@ -34,62 +35,62 @@ pub(super) struct Manifest {
     /// The module's name.
     #[arg(long, default_value = "edgewise", value_name = "NAME")]
     module: ModuleName,
+    /// Where to write it; standard output where none is given.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
     /// The module's image.
-    #[arg(long, value_name = "IMAGE")]
+    #[arg(long, value_name = "IMAGE", value_parser = image, help_heading = "Image")]
     image: String,
     /// The user that the image's registry asks for; the manifest then holds the password.
-    #[arg(long, value_name = "NAME", requires = "image_password_file")]
+    #[arg(long, value_name = "NAME", requires = "image_password_file", help_heading = "Image")]
     image_user: Option<String>,
     /// A file whose first line is the password of that user.
-    #[arg(long, value_name = "FILE", requires = "image_user")]
+    #[arg(long, value_name = "FILE", requires = "image_user", help_heading = "Image")]
     image_password_file: Option<PathBuf>,
     /// Where the module gets the bundles: registry, or https://HOST/PATH/ or file:///PATH/ with NAME-VERSION.bundle files.
-    #[arg(long, default_value = "registry", value_name = "SOURCE")]
+    #[arg(long, default_value = "registry", value_name = "SOURCE", help_heading = "Registry")]
     source: Source,
     #[command(flatten)]
     registry: Option<RegistryLink>,
     /// What arrives on this input is scored by this model, and answered on this output. Without routes: amlInput to amlOutput.
-    #[arg(long = "route", value_name = "INPUT:MODEL:OUTPUT")]
+    #[arg(long = "route", value_name = "INPUT:MODEL:OUTPUT", help_heading = "Flow")]
     routes: Vec<Route>,
     /// What another module says arrives on this input.
-    #[arg(long = "from", value_name = "MODULE/outputs/OUTPUT=INPUT")]
+    #[arg(long = "from", value_name = "MODULE/outputs/OUTPUT=INPUT", help_heading = "Flow")]
     feeds: Vec<Feed>,
     /// Where the agent keeps its data: a volume, or a directory of the device that user 10001 may write.
-    #[arg(long, default_value = "edgewise-data", value_name = "VOLUME|PATH")]
+    #[arg(long, default_value = "edgewise-data", value_name = "VOLUME|PATH", help_heading = "Container")]
     data: Volume,
     /// What else of the device the container sees, read only.
-    #[arg(long = "bind", value_name = "HOST_PATH:PATH")]
+    #[arg(long = "bind", value_name = "HOST_PATH:PATH", help_heading = "Container")]
     binds: Vec<Bind>,
     /// Most memory that the container may take, such as 512 MiB.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", help_heading = "Container")]
     memory: Option<Memory>,
     /// Let the container have the device's NVIDIA GPUs.
-    #[arg(long)]
+    #[arg(long, help_heading = "Container")]
     gpu: bool,
     /// A variable of the container's environment, such as EDGEWISE_LOG_LEVEL=debug.
-    #[arg(long = "env", value_name = "NAME=VALUE")]
+    #[arg(long = "env", value_name = "NAME=VALUE", help_heading = "Container")]
     variables: Vec<Variable>,
     /// Write a layered deployment, which adds this module to the devices' standard deployment.
-    #[arg(long)]
+    #[arg(long, help_heading = "Apply")]
     layered: bool,
     /// A manifest to add this module to, so that its other modules stay; without one, the IoT Edge runtime alone.
-    #[arg(long, value_name = "FILE", conflicts_with = "layered")]
+    #[arg(long, value_name = "FILE", conflicts_with = "layered", help_heading = "Apply")]
     base: Option<PathBuf>,
     /// For the printed command: the IoT hub.
-    #[arg(long, default_value = "HUB", value_name = "NAME")]
+    #[arg(long, default_value = "HUB", value_name = "NAME", help_heading = "Apply")]
     hub: String,
     /// For the printed command: the one device to apply it to.
-    #[arg(long, value_name = "ID", conflicts_with_all = ["target", "layered"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["target", "layered"], help_heading = "Apply")]
     device: Option<String>,
     /// For the printed command: which devices to deploy to, such as "tags.site='plant-7'".
-    #[arg(long, value_name = "CONDITION")]
+    #[arg(long, value_name = "CONDITION", help_heading = "Apply")]
     target: Option<String>,
     /// For the printed command: the deployment's priority; a layer's must be above its base's.
-    #[arg(long, default_value_t = 10, value_name = "NUMBER")]
+    #[arg(long, default_value_t = 10, value_name = "NUMBER", requires = "fleet", help_heading = "Apply")]
     priority: u32,
-    /// Where to write it; standard output where none is given.
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
 }
 
 pub(super) fn run(context: &Context, verb: Verb) -> Result<(), CliError> {
@@ -100,8 +101,18 @@ pub(super) fn run(context: &Context, verb: Verb) -> Result<(), CliError> {
 
 fn manifest(context: &Context, arguments: Manifest) -> Result<(), CliError> {
     let wrong = |error: &dyn std::fmt::Display| CliError::Usage(error.to_string());
+    if arguments.versions.is_empty() && arguments.source != Source::Registry {
+        return Err(CliError::Usage("name a model: --source alone does nothing".to_owned()));
+    }
     let command = command(&arguments);
+    let known_as = arguments.registry.as_ref().map(|_| {
+        let own = arguments.variables.iter().find(|variable| variable.name() == "EDGEWISE_DEVICE");
+        let device = arguments.device.as_deref().unwrap_or("DEVICE");
+        let name = own.map_or_else(|| format!("{device}.{}", arguments.module), |own| own.value().to_owned());
+        format!("the registry will know the module as {name}")
+    });
     let base = arguments.base.as_deref().map(read_base).transpose()?;
+    let earlier = base.as_ref().and_then(|base| base.earlier(&arguments.module));
     let password =
         arguments.image_password_file.as_deref().map(secret).transpose().map_err(|error| wrong(&error))?;
     let credentials = arguments.image_user.zip(password);
@@ -130,7 +141,10 @@ fn manifest(context: &Context, arguments: Manifest) -> Result<(), CliError> {
         Some(path) => write(path, &manifest).map_err(failed("writing", path))?,
     }
     // Beside the manifest, which may be what standard output is for.
-    let _ = writeln!(io::stderr().lock(), "{command}");
+    let mut notes = io::stderr().lock();
+    for note in earlier.map(|earlier| earlier.to_string()).into_iter().chain(known_as).chain([command]) {
+        let _ = writeln!(notes, "{note}");
+    }
     Ok(())
 }
 
@@ -141,6 +155,13 @@ fn model(context: &Context, version: ModelVersion, source: &Source) -> Result<Mo
         CliError::Failed(format!("the registry's record of {version} can't be deployed: {error}"))
     })?;
     Ok(Model { version, digest, size: record.size, source: source.clone() })
+}
+
+fn image(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(char::is_whitespace) {
+        return Err("use the name of an image, without white space".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// What applies the manifest; words in capitals are for the reader to fill in.
@@ -188,20 +209,29 @@ fn quoted(word: &str) -> String {
     format!("\"{}\"", escaped.collect::<String>())
 }
 
-fn read_base(path: &Path) -> Result<Value, CliError> {
+fn read_base(path: &Path) -> Result<Base, CliError> {
     let size = path.metadata().map_err(failed("reading", path))?.len();
     if size > MAX_BASE_BYTES {
         return Err(CliError::Usage(format!("{} is no manifest: it has {size} bytes", path.display())));
     }
     let text = fs::read_to_string(path).map_err(failed("reading", path))?;
-    serde_json::from_str(&text)
-        .map_err(|error| CliError::Usage(format!("{} is not JSON: {error}", path.display())))
+    let document: Value = serde_json::from_str(&text)
+        .map_err(|error| CliError::Usage(format!("{} is not JSON: {error}", path.display())))?;
+    Base::try_from(document).map_err(|error| CliError::Usage(error.to_string()))
 }
 
-/// For the owner's eyes only: a manifest can hold the password of a container registry.
+/// For the owner's eyes only, whoever could read an earlier file there: a manifest can hold the password of a container
+/// registry. A place that is no file, such as a pipe, is written to as it is.
 fn write(path: &Path, manifest: &Value) -> io::Result<()> {
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    writeln!(file, "{manifest:#}")
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return writeln!(File::options().write(true).open(path)?, "{manifest:#}");
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = NamedTempFile::new_in(directory)?;
+    writeln!(file, "{manifest:#}")?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    File::open(directory)?.sync_all()
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> CliError + use<> {
@@ -221,5 +251,19 @@ mod tests {
             r#""tags.site='a b' AND NOT tags.x='\$y'""#
         );
         assert_eq!(quoted(""), "\"\"");
+    }
+
+    #[test]
+    fn a_manifest_is_for_its_owner_alone_also_where_a_file_was_open_to_all() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("manifest.json");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        write(&path, &Value::Bool(true)).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "true\n");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        write(Path::new("/dev/null"), &Value::Null).unwrap();
+        assert!(!Path::new("/dev/null").metadata().unwrap().is_file());
     }
 }

@@ -48,6 +48,9 @@ pub enum ContainerError {
     /// An image whose registry is not named.
     #[error("{0:?} names no container registry that could ask for a user: use HOST/NAME:TAG")]
     Image(String),
+    /// No password.
+    #[error("the password for {0} is empty: its file's first line must hold it")]
+    Password(String),
 }
 
 /// A named volume, or a directory of the device by its absolute path.
@@ -131,8 +134,13 @@ impl Bind {
 
 impl Variable {
     /// Its name.
-    pub(super) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its value.
+    pub fn value(&self) -> &str {
+        &self.value
     }
 }
 
@@ -140,10 +148,13 @@ impl Credentials {
     /// For the registry that an image comes from.
     ///
     /// # Errors
-    /// The image's name has no registry in it.
+    /// The image's name has no registry in it, or the password is empty.
     pub fn new(image: &str, user: String, password: String) -> Result<Self, ContainerError> {
         let host = image.split_once('/').map(|(host, _)| host).filter(|host| host.contains(['.', ':']));
         let host = host.ok_or_else(|| ContainerError::Image(image.to_owned()))?;
+        if password.is_empty() {
+            return Err(ContainerError::Password(host.to_owned()));
+        }
         Ok(Self { host: host.to_owned(), user, password })
     }
 
@@ -261,5 +272,7 @@ mod tests {
         for bad in ["edgewise", "library/edgewise:1"] {
             assert!(of(bad).is_err(), "{bad}");
         }
+        let empty = Credentials::new("plant.azurecr.io/edgewise:1", "user".to_owned(), String::new());
+        assert!(matches!(empty, Err(ContainerError::Password(_))));
     }
 }

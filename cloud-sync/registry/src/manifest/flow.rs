@@ -48,7 +48,8 @@ pub struct Route {
 /// What another module says arrives on an input of ours. Written `MODULE/outputs/OUTPUT=INPUT`, with `*` for all outputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Feed {
-    module: ModuleName,
+    /// Who says it.
+    pub module: ModuleName,
     /// `None` for all of them.
     output: Option<PortName>,
     /// Where it arrives.

@@ -3,17 +3,18 @@
 use std::fmt::Display;
 
 use clap::Args;
-use cloud_sync::session::BrokerUrl;
+use cloud_sync::session::{BrokerUrl, BrokerUrlError};
 use cloud_sync::topic::Root;
 use serde::{Serialize, Serializer};
 
 /// The `registry` section of the twin. Paths are paths inside the container.
 #[derive(Debug, Clone, Args, Serialize)]
 #[group(requires = "registry_broker")]
+#[command(next_help_heading = "Registry")]
 #[serde(rename_all = "camelCase")]
 pub struct RegistryLink {
     /// The registry's MQTT broker, as the device reaches it: models and commands come over it, captured rows go up.
-    #[arg(id = "registry_broker", long = "registry-broker", value_name = "URL", required = false)]
+    #[arg(id = "registry_broker", long = "registry-broker", value_name = "URL", required = false, value_parser = broker)]
     #[serde(serialize_with = "as_text")]
     pub broker: BrokerUrl,
     /// Where the devices have their topics, as --root of `edgewise serve`.
@@ -52,6 +53,17 @@ pub struct RegistryLink {
 }
 
 impl RegistryLink {
+    /// Whether the broker would be in the module's own container, and nobody has said that its network is another one.
+    pub(super) fn is_own_container(&self) -> bool {
+        self.broker.is_loopback() && !self.insecure_remote
+    }
+
+    /// The files that it names.
+    pub(super) fn files(&self) -> impl Iterator<Item = &str> {
+        let files = [&self.password_file, &self.authorities, &self.certificate, &self.key];
+        files.into_iter().flatten().map(String::as_str)
+    }
+
     /// Whether others can read along, and nobody has said that they may.
     pub(super) fn is_exposed(&self) -> bool {
         !self.broker.tls && !self.insecure_remote
@@ -60,6 +72,15 @@ impl RegistryLink {
 
 fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
+}
+
+fn broker(text: &str) -> Result<BrokerUrl, String> {
+    if text.contains('@') {
+        return Err(
+            "leave user and password out: use --registry-username and --registry-password-file".to_owned()
+        );
+    }
+    text.parse().map_err(|error: BrokerUrlError| error.to_string())
 }
 
 fn path(text: &str) -> Result<String, String> {

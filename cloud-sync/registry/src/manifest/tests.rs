@@ -76,23 +76,54 @@ fn a_layer_adds_to_what_is_there_by_dotted_paths() {
 }
 
 #[test]
-fn a_base_keeps_its_modules_and_routes() {
-    let mut base = runtime();
-    base["modulesContent"]["$edgeAgent"]["properties.desired"]["modules"]["meter"] =
-        json!({ "type": "docker" });
-    base["modulesContent"]["meter"] = json!({ "properties.desired": { "interval": 1 } });
+fn a_base_keeps_its_other_modules_and_no_route_of_an_earlier_time() {
+    let mut base = deployment().standard(None).unwrap();
+    let content = &mut base["modulesContent"];
+    content["$edgeAgent"]["properties.desired"]["modules"]["meter"] = json!({ "type": "docker" });
+    content["$edgeHub"]["properties.desired"]["routes"]["inferAgentInputs"] = "FROM /* INTO $upstream".into();
+    content["meter"] = json!({ "properties.desired": { "interval": 1 } });
+    // As the service writes it out.
+    let base = Base::try_from(json!({ "id": "plant", "content": base })).unwrap();
+    let mut deployment = deployment();
+    assert_eq!(
+        base.earlier(&deployment.module).unwrap().to_string(),
+        "the base already has inferAgent: its env, createOptions, routes and twin are replaced; was: env \
+         EDGEWISE_ENGINE_PROVIDER; binds edgewise-data:/data, /srv/bundles:/bundles:ro; routes inferAgentUpstream, \
+         inferAgentInput1; twin keys models, routes"
+    );
+    assert_eq!(base.earlier(&"other".parse().unwrap()), None);
+
+    let credentials = Credentials::new(&deployment.image, "user".to_owned(), "secret".to_owned());
+    deployment.credentials = Some(credentials.unwrap());
+    deployment.feeds = vec!["stranger/outputs/a=readings".parse().unwrap()];
+    assert!(matches!(deployment.standard(Some(base.clone())), Err(ManifestError::NoSender(_))));
+    deployment.feeds.clear();
+    let manifest = deployment.standard(Some(base)).unwrap();
+    let content = &manifest["modulesContent"];
+    let agent = &content["$edgeAgent"]["properties.desired"];
+    assert_eq!(agent["modules"].as_object().unwrap().len(), 2);
+    assert_eq!(content["meter"]["properties.desired"]["interval"], 1);
+    let registries = &agent["runtime"]["settings"]["registryCredentials"];
+    assert_eq!(registries["plant-azurecr-io"]["username"], "user");
+    let mut routes: Vec<_> =
+        content["$edgeHub"]["properties.desired"]["routes"].as_object().unwrap().keys().collect();
+    routes.sort();
+    assert_eq!(routes, ["inferAgentInputs", "inferAgentUpstream"]);
+}
+
+#[test]
+fn a_base_that_is_no_standard_deployment_is_refused_with_what_it_is() {
+    let why =
+        |document| Base::try_from(document).and_then(|base| deployment().standard(Some(base))).unwrap_err();
+    for none in [json!(null), json!({}), json!({ "modulesContent": { "$edgeAgent": [] } })] {
+        assert!(matches!(why(none), ManifestError::Base(_)));
+    }
+    assert_eq!(why(deployment().layered().unwrap()), ManifestError::BaseIsLayered);
+    let twin = json!({ "moduleId": "$edgeAgent", "properties": { "desired": {}, "reported": {} } });
+    assert_eq!(why(twin), ManifestError::BaseIsTwin);
     let mut deployment = deployment();
     let credentials = Credentials::new(&deployment.image, "user".to_owned(), "secret".to_owned());
     deployment.credentials = Some(credentials.unwrap());
-    let manifest = deployment.standard(Some(base)).unwrap();
-    let agent = &manifest["modulesContent"]["$edgeAgent"]["properties.desired"];
-    assert_eq!(agent["modules"].as_object().unwrap().len(), 2);
-    assert_eq!(manifest["modulesContent"]["meter"]["properties.desired"]["interval"], 1);
-    let registries = &agent["runtime"]["settings"]["registryCredentials"];
-    assert_eq!(registries["plant-azurecr-io"]["username"], "user");
-    for none in [json!(null), json!({}), json!({ "modulesContent": { "$edgeAgent": [] } })] {
-        assert!(matches!(deployment.standard(Some(none)), Err(ManifestError::Base(_))));
-    }
     assert!(matches!(deployment.layered(), Err(ManifestError::NotLayered(_))));
 }
 
@@ -111,7 +142,7 @@ fn options_are_cut_at_512_characters_and_bounded() {
     );
     assert!(settings.values().skip(1).all(|chunk| chunk.as_str().unwrap().len() <= 512));
     assert_eq!(options(module)["HostConfig"]["Binds"].as_array().unwrap().len(), 18);
-    deployment.container.binds.extend((0..20).map(|n| bind(n, 200)));
+    deployment.container.binds.extend((20..40).map(|n| bind(n, 200)));
     assert!(matches!(deployment.standard(None), Err(ManifestError::Options { .. })));
 }
 
@@ -125,7 +156,7 @@ fn what_could_not_work_is_refused_with_what_to_do() {
         assert_eq!(deployment.layered(), Err(why.clone()));
         why.to_string()
     };
-    let cases: [(Change<'_>, &str); 9] = [
+    let cases: [(Change<'_>, &str); 16] = [
         (&|d| d.models.extend(d.models.clone()), "load is given twice"),
         (&|d| d.routes.push("a:other:b".parse().unwrap()), "goes through other"),
         (&|d| d.feeds.push("a/outputs/b=c".parse().unwrap()), "--route c:MODEL:OUTPUT"),
@@ -138,6 +169,25 @@ fn what_could_not_work_is_refused_with_what_to_do() {
         (&|d| d.models.clear(), "say where the module finds its models"),
         (&|d| d.routes.extend(d.routes.clone()), "readings:load:predictions is given twice"),
         (&|d| d.routes = (0..65).map(|n| format!("in{n}:load:out").parse().unwrap()).collect(), "65 routes"),
+        (
+            &|d| {
+                d.routes.clear();
+                d.feeds.clear();
+            },
+            "the 2 models",
+        ),
+        (&|d| d.routes[0].output = "errors".parse().unwrap(), "the module's own"),
+        (&|d| d.feeds.push("inferAgent/outputs/a=readings".parse().unwrap()), "this module itself"),
+        (&|d| d.container.binds.push("/srv/other:/bundles".parse().unwrap()), "mounted at /bundles"),
+        (&|d| d.container.binds.push("/srv/other:/data".parse().unwrap()), "mounted at /data"),
+        (
+            &|d| d.container.variables.push("EDGEWISE_HTTP_LISTEN=0.0.0.0:8000".parse().unwrap()),
+            "EDGEWISE_HTTP_INSECURE_REMOTE=true",
+        ),
+        (
+            &|d| d.container.variables.push("EDGEWISE_HTTP_LISTEN=[::]:8000".parse().unwrap()),
+            "EDGEWISE_HTTP_INSECURE_REMOTE=true",
+        ),
     ];
     for (change, what) in cases {
         let why = refused(change);
@@ -146,5 +196,7 @@ fn what_could_not_work_is_refused_with_what_to_do() {
     let mut own_link = deployment();
     own_link.models[0].source = Source::Registry;
     own_link.container.variables = vec!["EDGEWISE_CLOUD_BROKER=mqtts://broker.example".parse().unwrap()];
+    let open = ["EDGEWISE_HTTP_LISTEN=0.0.0.0:8000", "EDGEWISE_HTTP_INSECURE_REMOTE=true"];
+    own_link.container.variables.extend(open.map(|variable| variable.parse().unwrap()));
     assert!(own_link.standard(None).is_ok());
 }

@@ -9,6 +9,7 @@
 
 mod meaning;
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,7 +122,8 @@ struct Known {
 }
 
 impl Keeper {
-    /// Reads what was desired before, and tells `uplink` of the registry in it. What can't be read is forgotten: edgeHub says it again.
+    /// Reads what was desired before, and tells `uplink` of the registry in it. What can't be read is forgotten: edgeHub
+    /// says it again. Blocking: reads files.
     pub fn open(
         config: &Config,
         boot_id: &str,
@@ -231,7 +233,7 @@ impl Keeper {
     }
 
     async fn perform(&mut self, acts: Vec<Act>, parts: &Parts) {
-        let mut acts = std::collections::VecDeque::from(acts);
+        let mut acts = VecDeque::from(acts);
         while let Some(act) = acts.pop_front() {
             let (topic, body) = match act {
                 // A blank, as Microsoft's library sends.

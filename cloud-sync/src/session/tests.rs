@@ -231,6 +231,48 @@ async fn a_login_is_issued_for_every_connection_and_renewed_in_order() {
     session.connected().await;
 }
 
+#[tokio::test]
+async fn a_login_that_can_not_be_renewed_does_not_cost_the_connection() {
+    let asked = Arc::new(AtomicU64::new(0));
+    let (broker, mut session) = start_with(driver::STALL, |options| {
+        let asked = asked.clone();
+        let issue = move || -> PendingLogin {
+            let is_first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+            let login = Login { renew_in: Some(Duration::from_millis(100)), ..Login::default() };
+            Box::pin(async move { is_first.then_some(login).ok_or_else(|| "the issuer is away".to_owned()) })
+        };
+        Options { identity: Identity::Issued(Arc::new(issue)), ..persistent(options) }
+    })
+    .await;
+    let mut peer = Peer::subscribed(&broker).await;
+    session.connected().await;
+    soon(async {
+        while asked.load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    session.sender.publish(message()).await.unwrap();
+    peer.expect(PUBLISH).await;
+    assert!(session.sender.is_online());
+}
+
+#[tokio::test]
+async fn a_flood_that_must_be_acknowledged_is_left_and_comes_again() {
+    let (broker, mut session) = start_with(driver::STALL, persistent).await;
+    let mut peer = Peer::subscribed(&broker).await;
+    soon(session.sender.online.wait_for(|online| *online)).await.unwrap();
+    let message = |id: usize| [0x32, 8, 0, 3, b'f', b'o', b'o', (id >> 8) as u8, id as u8, b'!'];
+    peer.send(&(1..=INCOMING_QUEUE).map(message).collect::<Vec<_>>().concat()).await;
+    soon(session.sender.online.wait_for(|online| !*online)).await.unwrap();
+    let reason = loop {
+        if let Event::Disconnected(reason) = session.event().await {
+            break reason;
+        }
+    };
+    assert_eq!(reason, "more messages came than can wait");
+}
+
 /// Long enough for two pings, short enough for a test.
 const STALL_IN_TESTS: Duration = Duration::from_millis(2500);
 

@@ -81,6 +81,23 @@ fn the_registry_decides_what_runs_until_the_twin_does() -> Result<(), Failure> {
 }
 
 #[test]
+fn another_registrys_wish_is_followed_though_its_number_is_lower() -> Result<(), Failure> {
+    let mut module = Module::new("registry-other", Times::default())?;
+    let (one, other) = (module.registry("one")?, module.registry("other")?);
+    let device = format!("{DEVICE}.{MODULE}");
+    deploy(&other, &device, 1)?;
+    deploy(&one, &device, 1)?;
+    deploy(&one, &device, 2)?;
+    module.edge.set_desired(&json!({"registry": {"broker": one.mqtt}}));
+    module.run()?;
+    module.wait_for_active(2)?;
+    module.edge.patch_desired(&json!({"registry": {"broker": other.mqtt}}));
+    module.wait_for_active(1)?;
+    assert_eq!(module.edge.violations(), Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
 fn a_registry_that_cannot_be_spoken_to_is_told_and_the_rest_goes_on() -> Result<(), Failure> {
     let module = Module::start("registry-wrong")?;
     let windows = data::test_split()?;

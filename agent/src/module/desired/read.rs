@@ -25,8 +25,8 @@ const MAX_ROUTES: usize = 64;
 /// Longest name of an input or output.
 const MAX_ENDPOINT_BYTES: usize = 128;
 
-/// Reads the desired properties, over what was wished before. At a start, that is what the last document without
-/// mistakes gave. Blocking: looks at the files that `registry` names.
+/// Reads the desired properties, over what was wished before. At a start, that is what each section gave when it was last
+/// without a mistake. Blocking: looks at the files that `registry` names.
 pub fn read(desired: &Object, previous: &Wishes) -> (Wishes, Vec<Mistake>) {
     let mut mistakes = Vec::new();
     let known = ["models", "routes", "collect", "registry", "logLevel"];

@@ -78,12 +78,7 @@ impl FromStr for ModuleName {
     type Err = FlowError;
 
     fn from_str(text: &str) -> Result<Self, FlowError> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
-        if matches!(text.len(), 1..=128) && text.bytes().all(allowed) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(FlowError::Module(text.to_owned()))
-        }
+        named(text, b"_-").map(Self).ok_or_else(|| FlowError::Module(text.to_owned()))
     }
 }
 
@@ -91,12 +86,7 @@ impl FromStr for PortName {
     type Err = FlowError;
 
     fn from_str(text: &str) -> Result<Self, FlowError> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-        if matches!(text.len(), 1..=128) && text.bytes().all(allowed) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(FlowError::Port(text.to_owned()))
-        }
+        named(text, b"_-.").map(Self).ok_or_else(|| FlowError::Port(text.to_owned()))
     }
 }
 
@@ -130,6 +120,12 @@ impl FromStr for Feed {
             input: input.parse().map_err(|error: FlowError| wrong(&error))?,
         })
     }
+}
+
+/// A name of 1 to 128 letters, digits and `more`.
+fn named(text: &str, more: &[u8]) -> Option<String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || more.contains(&b);
+    (matches!(text.len(), 1..=128) && text.bytes().all(allowed)).then(|| text.to_owned())
 }
 
 impl fmt::Display for ModuleName {

@@ -132,7 +132,7 @@ impl Jobs {
                 Ok(Err(error)) => match Failure::from(error) {
                     Failure::Incomplete => Event::Incomplete(digest),
                     Failure::Later(why) => Event::Stalled(digest, why),
-                    Failure::Final(why) => Event::Unusable(digest, why),
+                    Failure::Memory(why) | Failure::Final(why) => Event::Unusable(digest, why),
                 },
                 Err(why) => Event::Unusable(digest, why),
             };
@@ -172,10 +172,15 @@ impl Jobs {
                     };
                     return (event, Found::Proven(Box::new(proven), took));
                 }
-                (Work::Target, Err(Failure::Final(why))) => Event::ProofFailed(digest, why),
+                (Work::Target, Err(Failure::Memory(why) | Failure::Final(why))) => {
+                    Event::ProofFailed(digest, why)
+                }
                 (Work::Target, Err(failure)) => Event::Stalled(digest, failure.to_string()),
                 (Work::Restore, Err(Failure::Incomplete)) => Event::RestoreIncomplete(digest),
-                (Work::Restore, Err(Failure::Later(why))) => Event::RestoreStalled(digest, why),
+                // It did fit once, and will when memory is free again.
+                (Work::Restore, Err(Failure::Later(why) | Failure::Memory(why))) => {
+                    Event::RestoreStalled(digest, why)
+                }
                 (Work::Restore, Err(Failure::Final(why))) => Event::RestoreFailed(digest, why),
             };
             (event, Found::Nothing)
@@ -220,6 +225,9 @@ enum Failure {
     Incomplete,
     #[error("{0}")]
     Later(String),
+    /// It does not fit into the memory that is free now.
+    #[error("{0}")]
+    Memory(String),
     #[error("{0}")]
     Final(String),
 }
@@ -240,6 +248,7 @@ impl From<ProofError> for Failure {
     fn from(error: ProofError) -> Self {
         match error {
             ProofError::Bundle(error) => error.into(),
+            error @ ProofError::NoMemory { .. } => Self::Memory(error.to_string()),
             error => Self::Final(error.to_string()),
         }
     }

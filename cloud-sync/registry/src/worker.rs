@@ -149,7 +149,7 @@ impl Queues {
             Kind::Presence => read::<Presence>(body, &device)
                 .map(|presence| send(&self.notes, Note::Presence(device, presence))),
             Kind::Reported => read::<Reported>(body, &device)
-                .map(|reported| send(&self.notes, Note::Reported(device, reported))),
+                .map(|reported| send(&self.notes, Note::Reported(device, Box::new(reported)))),
             Kind::Fetch => read::<Fetch>(body, &device).map(|fetch| send(&self.fetches, (device, fetch))),
             Kind::Telemetry => read::<Telemetry>(body, &device).map(|telemetry| {
                 let mut hasher = DefaultHasher::new();

@@ -10,12 +10,15 @@ pub(super) fn examine(config: &Config, board: &Board) -> Part {
     let mut part = Part::new("engines");
     let options = config.load_options(&config.settings());
     let found = engine::available(&options);
+    let mut told = None;
     for Availability { provider, version, library } in &found {
         let path = library.as_ref().map(|path| format!(" from {}", path.display()));
         let words = match version {
             Ok(version) => format!("{version}{}", path.unwrap_or_default()),
+            Err(why) if told == Some(why) => "not here, for the same reason".to_owned(),
             Err(why) => format!("not here: {why}"),
         };
+        told = version.as_ref().err();
         part.fact(provider.name(), Some(words));
     }
     let why_not = |wanted: Provider| {

@@ -96,7 +96,8 @@ fn clock(board: &Board) -> Option<Finding> {
     }
     match clock.synchronised {
         Some(false) => Some(Finding::warning(
-            "nothing keeps the clock right: rows come to carry wrong times; enable systemd-timesyncd or chrony",
+            "the kernel knows of nothing that keeps the clock right, and rows come to carry wrong times; enable \
+             systemd-timesyncd or chrony",
         )),
         _ if !clock.hardware => Some(Finding::note(
             "the clock stands still without power: after a power cut, times are wrong until the network is there",

@@ -19,7 +19,7 @@ pub enum Note {
     /// That it is there, or the broker that it is gone.
     Presence(DeviceId, Presence),
     /// What it runs.
-    Reported(DeviceId, Reported),
+    Reported(DeviceId, Box<Reported>),
 }
 
 /// What became of notes.
@@ -421,7 +421,7 @@ pub(crate) mod tests {
     }
 
     fn says(device: &str, revision: u64, active: u64) -> Note {
-        Note::Reported(id(device), Reported { revision, ..report("load", 1, Some(active), None) })
+        Note::Reported(id(device), Box::new(Reported { revision, ..report("load", 1, Some(active), None) }))
     }
 
     async fn deploy(store: &Store, device: &str) -> u64 {

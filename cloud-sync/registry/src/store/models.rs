@@ -331,7 +331,7 @@ mod tests {
         let device: cloud_sync::name::DeviceId = "d1".parse().unwrap();
         let devices = std::slice::from_ref(&device);
         store.deploy(devices, &id("load:3"), &Default::default()).await.unwrap();
-        store.note(&[Note::Reported(device.clone(), report("load", 3, Some(2), Some(1)))], 5).await;
+        store.note(&[Note::Reported(device.clone(), Box::new(report("load", 3, Some(2), Some(1))))], 5).await;
         for (version, why) in [("load:3", "desired"), ("load:2", "active"), ("load:1", "previous")] {
             match store.delete_version(&id(version)).await {
                 Err(RegistryError::InUse { holders, .. }) => {
@@ -341,7 +341,7 @@ mod tests {
             }
         }
         store.undeploy(devices, &"load".parse().unwrap()).await.unwrap();
-        store.note(&[Note::Reported(device, report("load", 3, None, None))], 6).await;
+        store.note(&[Note::Reported(device, Box::new(report("load", 3, None, None)))], 6).await;
         store.delete_version(&id("load:3")).await.unwrap();
     }
 

@@ -30,6 +30,9 @@ pub const PERIOD: Duration = Duration::from_secs(5);
 /// noticeably and what a burst of requests took is given back.
 pub const CALM_LOOKS: u32 = 6;
 
+/// Most characters of a reason that go up; the log has all of it.
+const MAX_WHY: usize = 80;
+
 /// How much a board has to bear.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -71,7 +74,8 @@ impl Pressure {
 
     /// In the words of the contract.
     pub fn on_the_wire(&self) -> contract::Pressure {
-        let why = Some(self.why.clone()).filter(|why| !why.is_empty());
+        let why: String = self.why.chars().take(MAX_WHY).collect();
+        let why = Some(why).filter(|why| !why.is_empty());
         contract::Pressure { level: self.level().to_string(), why }
     }
 }

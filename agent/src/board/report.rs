@@ -7,8 +7,8 @@ use super::Board;
 /// Most graphics processors that are named.
 const MAX_GPUS: usize = 2;
 
-/// Longest name that a part of the machine has, in characters.
-const MAX_NAME: usize = 64;
+/// Longest name that a part of the machine has, in bytes.
+const MAX_NAME: usize = 56;
 
 impl Board {
     /// What goes up: at most a kibibyte, for it goes with every report.
@@ -45,5 +45,12 @@ impl Board {
 
 /// Names come from firmware, which may say anything.
 fn short(name: &str) -> String {
-    name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()
+    let mut kept = String::new();
+    for character in name.chars().filter(|c| !c.is_control()) {
+        if kept.len() + character.len_utf8() > MAX_NAME {
+            break;
+        }
+        kept.push(character);
+    }
+    kept
 }

@@ -89,6 +89,7 @@ struct EngineArguments {
 
 /// Does what the command line asks for and says how that went.
 pub fn main() -> ExitCode {
+    engine::try_libraries_apart();
     let result = match CommandLine::parse().command {
         Command::Run(configuration) => run(&configuration),
         Command::Check(arguments) => check::check(&arguments),

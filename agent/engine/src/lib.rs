@@ -30,5 +30,6 @@ pub use load::{
     Availability, Engine, LoadError, LoadOptions, Loaded, Provider, UnknownProvider, available, load,
 };
 pub use model::{InputError, Model, ScoreError};
+pub use onnxruntime::try_libraries_apart;
 pub use signature::{Signature, TensorSpec};
 pub use tensor::{Data, DataType, Element, ShapeError, Tensor, Tensors};

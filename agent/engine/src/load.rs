@@ -105,7 +105,8 @@ pub struct LoadOptions {
     pub provider: Provider,
     /// Threads within one operator on ONNX Runtime; 0 is one per core. tract uses the calling thread.
     pub threads: usize,
-    /// Where ONNX Runtime's library is. Without it: `ORT_DYLIB_PATH`, beside the binary, the system's loader.
+    /// Where ONNX Runtime's library is. Without it: `ORT_DYLIB_PATH`, beside the binary, `../lib/edgewise` from there,
+    /// the system's loader.
     pub onnxruntime: Option<PathBuf>,
 }
 
@@ -229,8 +230,9 @@ impl LoadError {
 /// Loads a model from the bytes of its ONNX file. The caller bounds their number.
 ///
 /// # Errors
-/// See [`LoadError`]. Nothing in `onnx` makes this panic, but two things can end the process, which it can't catch: a
-/// graph that computes a tensor larger than memory, and a library of ONNX Runtime that crashes while it is loaded.
+/// See [`LoadError`]. Nothing in `onnx` makes this panic, but a graph that computes a tensor larger than memory can end
+/// the process; so can a library of ONNX Runtime that crashes while it is loaded, in a program that has not called
+/// [`crate::try_libraries_apart`].
 pub fn load(onnx: &[u8], options: &LoadOptions) -> Result<Loaded, LoadError> {
     let before = resident_bytes();
     let loaded = load_file(OnnxFile::read(onnx)?, options)?;

@@ -105,6 +105,7 @@ impl CliError {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    engine::try_libraries_apart();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

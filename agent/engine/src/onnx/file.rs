@@ -309,7 +309,8 @@ pub(crate) mod tests {
         let graph = proto.graph.as_mut().unwrap();
         graph.input.push(ValueInfoProto { name: "w".into(), ..graph.input[0].clone() });
         graph.initializer.push(TensorProto { name: "w".into(), ..TensorProto::default() });
-        let file = OnnxFile::read(&proto.encode_to_vec()).unwrap();
+        let bytes = proto.encode_to_vec();
+        let file = OnnxFile::read(&bytes).unwrap();
         assert_eq!(file.signature.inputs.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>(), ["x"]);
     }
 }

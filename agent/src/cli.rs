@@ -90,6 +90,7 @@ struct EngineArguments {
 /// Does what the command line asks for and says how that went.
 pub fn main() -> ExitCode {
     engine::try_libraries_apart();
+    crate::allocator::set_up();
     let result = match CommandLine::parse().command {
         Command::Run(configuration) => run(&configuration),
         Command::Check(arguments) => check::check(&arguments),

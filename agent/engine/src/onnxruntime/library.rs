@@ -1,8 +1,8 @@
 //! ONNX Runtime's library: where it is looked for, whether it can be used, and its one environment.
 //!
 //! Invariants: a library has survived its [`trial`] before it is loaded, and is tried here, step by step, before crate
-//! `ort` hears of it, because `ort` panics on one that it can't use; there is one library per process, and asking for another is an error; a failed search leaves nothing
-//! behind, so a later one can succeed.
+//! `ort` hears of it, because `ort` panics on one that it can't use; there is one library per process, and asking for
+//! another is an error; a failed search leaves nothing behind, so a later one can succeed.
 
 use std::ffi::{CStr, CString, OsStr, c_void};
 use std::os::unix::ffi::OsStrExt;

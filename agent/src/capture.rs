@@ -2,13 +2,14 @@
 //!
 //! Invariants:
 //! - [`Capture::offer`] never waits: what does not fit into the queue is shed and counted.
+//! - Under pressure capture backs off before scoring does: what it would have taken is shed and counted.
 //! - The queue is bounded in requests and in bytes, so large tensors can't fill the memory.
 //! - A row is encoded once; the same bytes are stored, sent and decoded by the cloud.
 //! - One thread appends; many rows share one durable write.
 
 mod columns;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,14 +20,16 @@ use cloud_sync::rows::Row;
 use engine::Signature;
 use tokio::sync::{oneshot, watch};
 
+use crate::pressure::Level;
 use crate::scorer::{Live, Scored, rows};
 use crate::spool::{DropReason, Spool};
 
 /// Requests that may wait for the disk: seconds of a busy sensor, while an SD card erases a block.
 const QUEUE: usize = 4096;
 
-/// Bytes of tensors that may wait for the disk: a tenth of what the smallest board has free.
-const QUEUE_BYTES: usize = 16 * 1024 * 1024;
+/// Of the requests that would be captured, one in this many is while the board is strained: enough to see what the
+/// model sees, and little enough to count as rest.
+const STRAINED_SHARE: u32 = 4;
 
 /// Rows that share one durable write, and how long the first of them may wait for the others.
 const GROUP_ROWS: usize = 512;
@@ -56,19 +59,28 @@ struct Shared {
     begun: Instant,
     collect: RwLock<Collect>,
     share: AtomicU32,
+    queue_bytes: usize,
     queued_bytes: AtomicUsize,
     shed_queue: AtomicU64,
+    /// A [`Level`].
+    pressure: AtomicU8,
+    strained: AtomicU32,
+    shed_pressure: AtomicU64,
 }
 
 impl Shared {
-    fn new(boot_id: String) -> Self {
+    fn new(boot_id: String, queue_bytes: usize) -> Self {
         Self {
             boot_id,
             begun: Instant::now(),
             collect: RwLock::new(Collect { enabled: false, rate: 0.0 }),
             share: AtomicU32::new(0),
+            queue_bytes,
             queued_bytes: AtomicUsize::new(0),
             shed_queue: AtomicU64::new(0),
+            pressure: AtomicU8::new(Level::Calm as u8),
+            strained: AtomicU32::new(0),
+            shed_pressure: AtomicU64::new(0),
         }
     }
 }
@@ -76,6 +88,8 @@ impl Shared {
 enum Message {
     /// A request to keep.
     Keep(Box<Item>),
+    /// Tell the spool of what was shed.
+    Count,
     /// Answer once everything before this is in the spool.
     Settle(oneshot::Sender<u64>),
 }
@@ -92,9 +106,14 @@ struct Item {
     bytes: usize,
 }
 
-/// Makes the way into `spool`. The receiver sees a new value whenever rows were appended.
-pub fn open(spool: Arc<Mutex<Spool>>, boot_id: String) -> (Capture, Writer, watch::Receiver<u64>) {
-    let shared = Arc::new(Shared::new(boot_id));
+/// Makes the way into `spool`, on which requests of `queue_bytes` of tensors may wait for the disk. The receiver sees
+/// a change whenever rows were appended or shed.
+pub fn open(
+    spool: Arc<Mutex<Spool>>,
+    boot_id: String,
+    queue_bytes: usize,
+) -> (Capture, Writer, watch::Receiver<u64>) {
+    let shared = Arc::new(Shared::new(boot_id, queue_bytes));
     let (sender, queue) = sync_channel(QUEUE);
     let (appended, watcher) = watch::channel(0);
     let capture = Capture { shared: shared.clone(), queue: sender };
@@ -107,10 +126,25 @@ impl Capture {
         *self.shared.collect.write().unwrap_or_else(PoisonError::into_inner) = collect;
     }
 
+    /// Sets how much is taken of what is to be collected: all, a quarter or nothing. To be called now and then, for it
+    /// also lets the ledger know what was shed meanwhile.
+    pub fn set_pressure(&self, level: Level) {
+        self.shared.pressure.store(level as u8, Ordering::Relaxed);
+        if self.shared.shed_pressure.load(Ordering::Relaxed) > 0 {
+            // A full queue has messages in it that do the same.
+            let _ = self.queue.try_send(Message::Count);
+        }
+    }
+
     /// Offers a scored request. Whether its rows are taken depends on what is to be collected, and on room.
     pub fn offer(&self, live: &Live, scored: &Scored, request_id: &str, correlation_id: &str) {
         let general = *self.shared.collect.read().unwrap_or_else(PoisonError::into_inner);
         if !self.is_chosen(live.facts.settings.collect.unwrap_or(general)) {
+            return;
+        }
+        if !self.is_bearable() {
+            let lost = rows(&live.facts.signature, &scored.inputs);
+            self.shared.shed_pressure.fetch_add(lost, Ordering::Relaxed);
             return;
         }
         let bytes = columns::bytes(&scored.inputs) + columns::bytes(&scored.outputs);
@@ -127,7 +161,7 @@ impl Capture {
             bytes,
         };
         let lost = rows(&item.signature, &scored.inputs);
-        if queued.saturating_add(bytes) > QUEUE_BYTES
+        if queued.saturating_add(bytes) > self.shared.queue_bytes
             || self.queue.try_send(Message::Keep(Box::new(item))).is_err()
         {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -148,7 +182,15 @@ impl Capture {
     /// A way that leads nowhere, for an agent without a cloud: nothing is captured.
     pub fn nowhere() -> Self {
         let (queue, _) = sync_channel(0);
-        Self { shared: Arc::new(Shared::new(String::new())), queue }
+        Self { shared: Arc::new(Shared::new(String::new(), 0)), queue }
+    }
+
+    /// Whether the board can bear to capture one more.
+    fn is_bearable(&self) -> bool {
+        let level = self.shared.pressure.load(Ordering::Relaxed);
+        level == Level::Calm as u8
+            || level == Level::Strained as u8
+                && self.shared.strained.fetch_add(1, Ordering::Relaxed).is_multiple_of(STRAINED_SHARE)
     }
 
     /// Chooses the share of requests that is collected, evenly spread.
@@ -187,6 +229,7 @@ impl Writer {
     fn take(&self, message: Message, group: &mut Group) {
         match message {
             Message::Keep(item) => self.encode(*item, group),
+            Message::Count => {}
             Message::Settle(answer) => group.settled.push(answer),
         }
     }
@@ -227,8 +270,14 @@ impl Writer {
 
     fn append(&self, group: Group) {
         let mut spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner);
-        spool.shed(DropReason::RowTooLarge, group.too_large);
-        spool.shed(DropReason::QueueFull, self.shared.shed_queue.swap(0, Ordering::Relaxed));
+        let shed = [
+            (DropReason::RowTooLarge, group.too_large),
+            (DropReason::QueueFull, self.shared.shed_queue.swap(0, Ordering::Relaxed)),
+            (DropReason::Pressure, self.shared.shed_pressure.swap(0, Ordering::Relaxed)),
+        ];
+        for (reason, rows) in shed {
+            spool.shed(reason, rows);
+        }
         if !group.rows.is_empty() {
             match spool.append(&group.rows) {
                 Ok(stored) => {
@@ -237,6 +286,8 @@ impl Writer {
                 // Counted by the spool; scoring goes on.
                 Err(error) => tracing::warn!(%error, "captured rows were not stored"),
             }
+        } else if shed.iter().any(|(_, rows)| *rows > 0) {
+            self.appended.send_modify(|_| ());
         }
         for answer in group.settled {
             let _ = answer.send(spool.ledger().captured);

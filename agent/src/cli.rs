@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use engine::{LoadOptions, Provider};
 
+use crate::board::Board;
 use crate::config::{self, Flag, STANDARD_FILE, Sources};
 use crate::error::{EXIT_CODES, Error};
 use crate::module::identity::{self, Identity};
@@ -142,6 +143,7 @@ impl Configuration {
             flags: flags.into_iter().filter_map(given).collect(),
             local: self.local.clone(),
             host_name,
+            board: Some(Board::here),
         }
     }
 }

@@ -3,10 +3,11 @@
 //! Invariants:
 //! - `defaults.toml` names every key that there is; a later source wins: defaults < file < environment < flags.
 //! - All mistakes are reported at once, each with its key and place; a [`Config`] exists only if there is none.
-//! - Environment and host name are handed in, so that a configuration depends on nothing but its [`Sources`] and
+//! - Environment, host name and the machine are handed in, so that a configuration depends on nothing but its [`Sources`] and
 //!   the files that they name.
 //! - No secret is in an [`Entry`] or in a [`Mistake`]: passwords stand in files of their own.
 
+mod board;
 mod layers;
 mod mistake;
 mod reader;
@@ -15,7 +16,7 @@ pub(crate) mod value;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cloud_sync::contract::Collect;
@@ -27,7 +28,9 @@ use engine::{LoadOptions, Provider};
 pub(crate) use mistake::nearest;
 pub use mistake::{ConfigError, Mistake, Place};
 pub use route::Route;
+pub(crate) use value::in_units;
 
+use crate::board::Board;
 use crate::log::Format;
 use crate::settings::{MAX_INSTANCES, MAX_QUEUE, MAX_THREADS, Settings};
 use layers::Layers;
@@ -52,6 +55,8 @@ pub struct Sources {
     pub local: Vec<PathBuf>,
     /// The machine's host name.
     pub host_name: Option<String>,
+    /// Describes the machine whose data directory is this one; without it nothing is known of it.
+    pub board: Option<fn(&Path) -> Board>,
 }
 
 /// A flag that sets a key.
@@ -83,6 +88,8 @@ pub struct Loaded {
     pub entries: Vec<Entry>,
     /// The configuration, or all that is wrong with it.
     pub config: Result<Config, ConfigError>,
+    /// The machine, as far as it is known.
+    pub board: Board,
 }
 
 /// The configuration of an agent.
@@ -100,6 +107,8 @@ pub struct Config {
     pub engine: Engine,
     /// What is captured where the cloud says nothing else.
     pub collect: Collect,
+    /// Most memory that captured requests may take while they wait for the disk, in bytes.
+    pub capture_queue_bytes: usize,
     /// Most disk that captured rows may take, in bytes.
     pub spool_max_bytes: u64,
     /// Most disk that models may take, in bytes.
@@ -149,7 +158,7 @@ pub struct Http {
 pub struct Engine {
     /// What shall run them.
     pub provider: Provider,
-    /// Threads within one score; 0 is one for each core.
+    /// Threads within one score; 0 is one for each core that the agent may use.
     pub threads: u32,
     /// Workers of each model, each with the model loaded.
     pub instances: u32,
@@ -183,6 +192,9 @@ pub struct Log {
 pub fn load(sources: &Sources) -> Loaded {
     let Layers { mut entries, routes, mut mistakes } = Layers::read(sources);
     name_after_host(&mut entries, sources.host_name.as_deref());
+    let data = entries.iter().find(|entry| entry.key == "data").map(|entry| PathBuf::from(&entry.value));
+    let board = sources.board.zip(data).map(|(describe, data)| describe(&data)).unwrap_or_default();
+    board::fill(&mut entries, &board);
 
     let mut reader = Reader::new(&entries, Place::Default);
     let config = read(&mut reader, &sources.local);
@@ -203,7 +215,7 @@ pub fn load(sources: &Sources) -> Loaded {
         Some(config) if mistakes.is_empty() => Ok(Config { routes: read_routes, ..config }),
         _ => Err(ConfigError(mistakes)),
     };
-    Loaded { entries, config }
+    Loaded { entries, config, board }
 }
 
 impl Config {
@@ -257,6 +269,7 @@ fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
     let engine = read_engine(reader);
     let enabled = reader.value("collect.enabled", value::boolean);
     let rate = reader.value("collect.rate", value::number(0.0..=1.0));
+    let capture_queue_bytes = reader.value("collect.queue_bytes", in_memory(1 << 20..=1 << 30));
     let spool_max_bytes = reader.value("spool.max_bytes", value::bytes(8 << 20..=1 << 40));
     let vault_max_bytes = reader.value("vault.max_bytes", value::bytes(16 << 20..=1 << 40));
     let upload_interval =
@@ -274,6 +287,7 @@ fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
         http: http?,
         engine: engine?,
         collect: Collect { enabled: enabled?, rate: rate? },
+        capture_queue_bytes: capture_queue_bytes?,
         spool_max_bytes: spool_max_bytes?,
         vault_max_bytes: vault_max_bytes?,
         upload_interval: upload_interval?,
@@ -326,10 +340,7 @@ fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
             .map_err(|_| format!("{text:?} must be an address and a port, such as 127.0.0.1:8000"))
     });
     let insecure_remote = reader.value("http.insecure_remote", value::boolean);
-    let max_body_bytes = reader.value("http.max_body_bytes", |text| {
-        let bytes = value::bytes(1 << 10..=1 << 30)(text)?;
-        usize::try_from(bytes).map_err(|_| format!("{text:?} is more than this device can address"))
-    });
+    let max_body_bytes = reader.value("http.max_body_bytes", in_memory(1 << 10..=1 << 30));
     let score_model = reader.optional("http.score_model", value::parsed::<ModelName>);
     let cors_origins = reader.optional("http.cors_origins", |text| {
         Ok(text.split(',').map(|origin| origin.trim().to_owned()).collect::<Vec<_>>())
@@ -367,6 +378,14 @@ fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {
         onnxruntime: onnxruntime?,
         timeout: timeout?,
     })
+}
+
+/// A size of something that is held in memory.
+fn in_memory(range: std::ops::RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, String> {
+    let bytes = value::bytes(range);
+    move |text| {
+        usize::try_from(bytes(text)?).map_err(|_| format!("{text:?} is more than this device can address"))
+    }
 }
 
 /// The host name as a device id, where no id is configured. What a topic can't hold becomes a dash.

@@ -1,22 +1,22 @@
 //! What the device says of itself: the reported state, and whether it is ready.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use cloud_sync::contract::{AgentInfo, Hardware, Ledger, Presence, Reported};
-use sysinfo::{Disks, System};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::board::Board;
 use crate::deploy::driver::Status;
 use crate::link::Link;
+use crate::pressure::Pressure;
 
 /// Least time between two reports: a deployment passes its phases in milliseconds, and a report says them all.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// Longest time between two reports while the link is up. Carries the ledger and the free disk, and says again that
+/// Longest time between two reports while the link is up. Carries the ledger and how the machine fares, and says again that
 /// the device is there: a broker that was killed may have lost that, or the last will of an older connection may
 /// have come after it.
 const REPORT: Duration = Duration::from_secs(60);
@@ -25,20 +25,22 @@ const REPORT: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Reporter {
     agent: Arc<AgentInfo>,
-    hardware: Arc<Hardware>,
-    disk_free_bytes: Arc<AtomicU64>,
+    hardware: Arc<RwLock<Hardware>>,
     data: Arc<Path>,
     status: watch::Receiver<Status>,
     ledger: watch::Receiver<Ledger>,
+    pressure: watch::Receiver<Pressure>,
 }
 
 impl Reporter {
-    /// A reporter of what these channels say, and of the disk that holds `data`. Blocking, as [`hardware`].
+    /// A reporter of what these channels say, and of the machine whose data directory is `data`. Blocking, as
+    /// [`Board::here`].
     pub fn new(
         boot_id: &str,
         data: PathBuf,
         status: watch::Receiver<Status>,
         ledger: watch::Receiver<Ledger>,
+        pressure: watch::Receiver<Pressure>,
     ) -> Self {
         let agent = AgentInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -47,11 +49,11 @@ impl Reporter {
         };
         Self {
             agent: Arc::new(agent),
-            hardware: Arc::new(hardware()),
-            disk_free_bytes: Arc::new(AtomicU64::new(disk_free_bytes(&data))),
+            hardware: Arc::new(RwLock::new(Board::here(&data).hardware())),
             data: data.into(),
             status,
             ledger,
+            pressure,
         }
     }
 
@@ -63,8 +65,8 @@ impl Reporter {
             models: status.models,
             agent: (*self.agent).clone(),
             hardware: Hardware {
-                disk_free_bytes: self.disk_free_bytes.load(Ordering::Relaxed),
-                ..(*self.hardware).clone()
+                pressure: Some(self.pressure.borrow().on_the_wire()),
+                ..self.hardware.read().unwrap_or_else(PoisonError::into_inner).clone()
             },
             ledger: self.ledger.borrow().clone(),
         }
@@ -80,6 +82,10 @@ impl Reporter {
                 () = stop.cancelled() => break,
                 Ok(()) = connects.changed() => true,
                 Ok(()) = self.status.changed() => false,
+                Ok(()) = self.pressure.changed() => {
+                    self.measure().await;
+                    false
+                }
                 Ok(()) = self.ledger.changed() => {
                     // Rows come and go all the time: they are worth a report a minute, unless all are up.
                     if self.ledger.borrow_and_update().held > 0 {
@@ -88,7 +94,7 @@ impl Reporter {
                     false
                 }
                 _ = due.tick() => {
-                    self.measure_disk().await;
+                    self.measure().await;
                     true
                 }
             };
@@ -112,11 +118,11 @@ impl Reporter {
         }
     }
 
-    async fn measure_disk(&self) {
+    async fn measure(&self) {
         let data = self.data.clone();
-        match tokio::task::spawn_blocking(move || disk_free_bytes(&data)).await {
-            Ok(bytes) => self.disk_free_bytes.store(bytes, Ordering::Relaxed),
-            Err(error) => tracing::error!(%error, "measuring the free disk"),
+        match tokio::task::spawn_blocking(move || Board::here(&data).hardware()).await {
+            Ok(hardware) => *self.hardware.write().unwrap_or_else(PoisonError::into_inner) = hardware,
+            Err(error) => tracing::error!(%error, "describing this machine"),
         }
     }
 
@@ -131,33 +137,4 @@ impl Reporter {
 /// Whether this device is there.
 pub fn presence(boot_id: &str, online: bool) -> Presence {
     Presence { online, boot_id: boot_id.to_owned(), agent_version: env!("CARGO_PKG_VERSION").to_owned() }
-}
-
-/// What this machine is, but for its disk. Blocking: reads some files of the system.
-fn hardware() -> Hardware {
-    let system = System::new().map(|mut system| {
-        system.refresh_memory();
-        system.refresh_cpu_all();
-        system
-    });
-    let system = system.inspect_err(|error| tracing::warn!(%error, "this machine can't be described")).ok();
-    let cpus = system.as_ref().map(System::cpus).unwrap_or_default();
-    Hardware {
-        architecture: std::env::consts::ARCH.to_owned(),
-        operating_system: System::long_os_version().unwrap_or_default(),
-        cores: u32::try_from(cpus.len()).unwrap_or(u32::MAX),
-        processor: cpus.first().map(|cpu| cpu.brand().trim().to_owned()).unwrap_or_default(),
-        memory_bytes: system.as_ref().map_or(0, System::total_memory),
-        disk_free_bytes: 0,
-    }
-}
-
-/// Free bytes of the disk that holds `data`; 0 where the system does not tell.
-fn disk_free_bytes(data: &Path) -> u64 {
-    let data = data.canonicalize().unwrap_or_else(|_| data.to_owned());
-    let disks = Disks::new_with_refreshed_list();
-    let disks = disks.as_deref().unwrap_or_default();
-    let holders = disks.iter().filter(|disk| data.starts_with(disk.mount_point()));
-    let nearest = holders.max_by_key(|disk| disk.mount_point().as_os_str().len());
-    nearest.map_or(0, |disk| disk.available_space())
 }

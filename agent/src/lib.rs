@@ -12,6 +12,7 @@
 //! | [`http`], [`routes`], [`body`] | the ways in: HTTP, local MQTT, and the JSON of both |
 //! | [`capture`], [`spool`], [`upload`] | a row's way from the score to the cloud |
 //! | [`commands`], [`health`] | what the cloud may ask, and what the device says of itself |
+//! | [`board`], [`pressure`] | the machine: what it is, and whether it can bear what it does |
 //! | [`metrics`], [`exposition`] | what is counted, as Prometheus reads it |
 //! | [`module`] | the agent as a module of Azure IoT Edge |
 //! | [`cli`], [`config`], [`log`], [`error`] | the command line, what it is told, how it speaks and ends |
@@ -19,6 +20,7 @@
 
 pub mod allocator;
 pub mod app;
+pub mod board;
 pub mod body;
 pub mod capture;
 pub mod cli;
@@ -35,6 +37,7 @@ pub mod link;
 pub mod log;
 pub mod metrics;
 pub mod module;
+pub mod pressure;
 pub mod routes;
 pub mod scorer;
 pub mod service;

@@ -278,6 +278,12 @@ impl Verified {
         self.read_bounded(&self.description.onnx()?, limits::MAX_BUNDLE_BYTES)
     }
 
+    /// Bytes of the ONNX file.
+    pub fn onnx_bytes(&self) -> Result<u64, VaultError> {
+        let path = self.description.onnx()?;
+        Ok(self.manifest.file(&path).map_or(0, |entry| entry.size))
+    }
+
     /// The golden samples, where there are any.
     pub fn golden(&self) -> Result<Option<Vec<u8>>, VaultError> {
         let path = self.description.golden()?;

@@ -13,6 +13,7 @@ use super::dispatcher::{Dispatcher, Dropped};
 use super::drain::Running;
 use super::module::Module;
 use super::tasks::run_thread;
+use crate::board::Root;
 use crate::capture::{self, Capture};
 use crate::commands::once::Once;
 use crate::commands::{self, Commands};
@@ -26,6 +27,7 @@ use crate::log::LogLevel;
 use crate::metrics::Metrics;
 use crate::module::identity::Identity;
 use crate::module::keeper;
+use crate::pressure::{self, Gauge, Pressure};
 use crate::scorer::Scorer;
 use crate::service::Service;
 use crate::spool::{Spool, SpoolOptions};
@@ -53,6 +55,7 @@ pub(super) struct Managed {
     commands: Commands,
     once: Once,
     collect: watch::Sender<Collect>,
+    pressure: watch::Sender<Pressure>,
     dropped: Arc<Dropped>,
     module: Option<Module>,
 }
@@ -82,7 +85,8 @@ impl Managed {
         let spool =
             Spool::open(&config.data.join("spool"), SpoolOptions { max_bytes: config.spool_max_bytes })?;
         let spool = Arc::new(Mutex::new(spool));
-        let (capture, writer, appended) = capture::open(spool.clone(), boot_id.clone());
+        let (capture, writer, appended) =
+            capture::open(spool.clone(), boot_id.clone(), config.capture_queue_bytes);
         let service = Service { scorer: scorer.clone(), capture, timeout: config.engine.timeout };
 
         let vault = Arc::new(Vault::open(&config.data.join("vault"), config.vault_max_bytes)?);
@@ -101,7 +105,10 @@ impl Managed {
         let (flush, flush_in) = watch::channel(0);
         let (collect, collect_in) = watch::channel(config.collect);
         let (ledger, ledger_in) = watch::channel(Ledger::default());
-        let reporter = Reporter::new(&boot_id, config.data.clone(), status.clone(), ledger_in.clone());
+        let (pressure, pressure_in) = watch::channel(Pressure::default());
+        metrics.add(pressure::source(pressure_in.clone()));
+        let reporter =
+            Reporter::new(&boot_id, config.data.clone(), status.clone(), ledger_in.clone(), pressure_in);
         let module = match identity {
             Some(identity) => Some(Module::open(identity, config, &boot_id, log_level.clone(), wanted)?),
             None => None,
@@ -163,6 +170,7 @@ impl Managed {
             commands,
             once,
             collect,
+            pressure,
             dropped,
             module,
         };
@@ -187,6 +195,7 @@ impl Managed {
                 status: self.status.clone(),
                 reporter: self.reporter.clone(),
                 ledger: self.commands.ledger.clone(),
+                pressure: self.pressure.subscribe(),
                 link: self.link.clone(),
                 connects: self.connects.subscribe(),
                 trouble: self.trouble.subscribe(),
@@ -198,6 +207,9 @@ impl Managed {
         let capture = service.capture.clone();
         let status = follow_status(self.status, readiness, capture, self.collect, stop());
         work.tasks.spawn("status", status);
+        let gauge = Gauge::new(Root::new("/"));
+        let look = pressure::run(gauge, pressure::PERIOD, service.capture.clone(), self.pressure, stop());
+        work.tasks.spawn_endless("pressure", look);
         work.tasks.spawn("capture", run_thread("capture", stop(), move || self.writer.run())?);
         let (orders, orders_in) = self.orders;
         let driver = self.driver.run(orders_in, stop());

@@ -10,6 +10,8 @@ pub enum Place {
     Default,
     /// The machine's host name.
     HostName,
+    /// What the machine has.
+    Board,
     /// A configuration file.
     File {
         /// Which one.
@@ -50,6 +52,7 @@ impl fmt::Display for Place {
         match self {
             Self::Default => f.write_str("default"),
             Self::HostName => f.write_str("host or module name"),
+            Self::Board => f.write_str("board"),
             Self::File { path, line: None } => write!(f, "file {}", path.display()),
             Self::File { path, line: Some(line) } => write!(f, "file {}:{line}", path.display()),
             Self::Environment(name) => write!(f, "environment {name}"),

@@ -13,6 +13,7 @@ fn sources(file: Option<&Path>, environment: &[(&str, &str)], flags: &[(&'static
             .collect(),
         local: Vec::new(),
         host_name: Some("bench 7.lab\n".to_owned()),
+        board: None,
     }
 }
 

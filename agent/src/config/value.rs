@@ -118,7 +118,8 @@ fn size(text: &str) -> Option<u64> {
     number.trim().parse::<u64>().ok()?.checked_mul(factor)
 }
 
-fn in_units(bytes: u64) -> String {
+/// A size as it is written: 64 MiB.
+pub(crate) fn in_units(bytes: u64) -> String {
     let unit = UNITS.iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
     unit.map_or_else(|| format!("{bytes} bytes"), |(unit, factor)| format!("{} {unit}", bytes / factor))
 }

@@ -9,6 +9,7 @@ use cloud_sync::bundle::Accelerator;
 use cloud_sync::name::ModelName;
 use engine::{LoadError, LoadOptions, Loaded, Provider, golden};
 
+use crate::board::{Memory, Root};
 use crate::scorer::{Facts, Proven};
 use crate::settings::Settings;
 use crate::vault::{VaultError, Verified};
@@ -28,6 +29,17 @@ pub enum ProofError {
     /// It is wanted on a GPU and does not run on one.
     #[error("model.toml asks for a GPU, and the model runs on provider {0} here")]
     NoGpu(Provider),
+    /// It does not fit into the memory: loading it would end the process.
+    #[error(
+        "its ONNX file has {needed} bytes and {available} bytes of memory are left here: loading it would end the \
+         agent; free memory, raise the limit of the service or the container, or deploy a smaller model"
+    )]
+    NoMemory {
+        /// Bytes of the file.
+        needed: u64,
+        /// Bytes that could be had.
+        available: u64,
+    },
     /// Its golden samples are no samples.
     #[error("golden samples: {0}")]
     Golden(#[from] golden::GoldenError),
@@ -41,6 +53,7 @@ pub fn prove(
     settings: &Settings,
     onnxruntime: Option<PathBuf>,
 ) -> Result<Proven, ProofError> {
+    check_memory(bundle.onnx_bytes()?, Memory::read(&Root::new("/")).available)?;
     let onnx = bundle.onnx()?;
     let options =
         LoadOptions { provider: settings.provider, threads: settings.threads as usize, onnxruntime };
@@ -73,6 +86,14 @@ pub fn prove(
     Ok(Proven { facts, instances })
 }
 
+/// Refuses what surely does not fit: a model takes at least as much memory as its file.
+fn check_memory(needed: u64, available: Option<u64>) -> Result<(), ProofError> {
+    match available {
+        Some(available) if needed > available => Err(ProofError::NoMemory { needed, available }),
+        _ => Ok(()),
+    }
+}
+
 fn check_golden(bundle: &Verified, loaded: &mut Loaded) -> Result<(), ProofError> {
     let Some(section) = &bundle.description().golden else { return Ok(()) };
     let Some(bytes) = bundle.golden()? else { return Ok(()) };
@@ -81,4 +102,17 @@ fn check_golden(bundle: &Verified, loaded: &mut Loaded) -> Result<(), ProofError
         golden::check(loaded.model.as_mut(), &samples, section.rtol, section.atol)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_surely_does_not_fit_is_refused() {
+        let why = check_memory(101, Some(100)).unwrap_err().to_string();
+        assert!(why.contains("101 bytes") && why.contains("100 bytes"), "{why}");
+        check_memory(100, Some(100)).unwrap();
+        check_memory(u64::MAX, None).unwrap();
+    }
 }

@@ -36,6 +36,7 @@ use crate::durable;
 use crate::health::Reporter;
 use crate::link::{Link, Registry, Uplink};
 use crate::log::LogLevel;
+use crate::pressure::Pressure;
 use meaning::Configured;
 
 /// What edgeHub says of the twin, as far as it may wait.
@@ -103,6 +104,8 @@ pub struct Parts {
     pub reporter: Reporter,
     /// Where rows are.
     pub ledger: watch::Receiver<Ledger>,
+    /// How much the machine has to bear.
+    pub pressure: watch::Receiver<Pressure>,
     /// The link to the registry.
     pub link: Link,
     /// Changes when that link comes up, or leads elsewhere.
@@ -351,6 +354,7 @@ impl Parts {
                 Ok(()) = self.status.changed() => return,
                 Ok(()) = self.connects.changed() => return,
                 Ok(()) = self.trouble.changed() => return,
+                Ok(()) = self.pressure.changed() => return,
                 Ok(()) = self.ledger.changed() => {
                     // Rows come and go all the time: they are worth a report a minute, unless all are up.
                     if self.ledger.borrow_and_update().held == 0 {

@@ -151,7 +151,7 @@ fn model(model: &ReportedModel, shown: Shown) -> Object {
         Value::from(transfer)
     };
     let why = model.why.as_deref().filter(|_| shown.why);
-    let parts = [
+    present([
         ("version", Some(number(model.version))),
         ("phase", Some(json!(model.phase))),
         ("why", why.map(|why| text(why, MAX_WHY_BYTES).into())),
@@ -161,18 +161,33 @@ fn model(model: &ReportedModel, shown: Shown) -> Object {
         ("provider", model.provider.as_deref().map(name)),
         ("memoryBytes", model.memory_bytes.map(number)),
         ("transfer", model.transfer.filter(|_| shown.transfer).map(transfer)),
-    ];
-    parts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+    ])
 }
 
+/// Without what changes at every look, temperature and free memory: each would be a patch, which IoT Hub counts.
 fn hardware(hardware: &Hardware) -> Object {
-    object([
-        ("architecture", name(&hardware.architecture)),
-        ("operatingSystem", name(&hardware.operating_system)),
-        ("cores", hardware.cores.into()),
-        ("processor", name(&hardware.processor)),
-        ("memoryBytes", number(hardware.memory_bytes)),
-        ("diskFreeBytes", number(hardware.disk_free_bytes)),
+    let optional = |text: &Option<String>| text.as_deref().map(name);
+    let list = |texts: &[String]| (!texts.is_empty()).then(|| text(&texts.join(", "), MAX_WHY_BYTES).into());
+    let pressure = hardware.pressure.as_ref().map(|pressure| {
+        let why = pressure.why.as_deref().map(|why| text(why, MAX_WHY_BYTES).into());
+        present([("level", Some(name(&pressure.level))), ("why", why)]).into()
+    });
+    present([
+        ("architecture", Some(name(&hardware.architecture))),
+        ("operatingSystem", Some(name(&hardware.operating_system))),
+        ("cores", Some(hardware.cores.into())),
+        ("processor", Some(name(&hardware.processor))),
+        ("memoryBytes", Some(number(hardware.memory_bytes))),
+        ("diskFreeBytes", Some(number(hardware.disk_free_bytes))),
+        ("board", optional(&hardware.board)),
+        ("memoryLimitBytes", hardware.memory_limit_bytes.map(number)),
+        ("diskBytes", hardware.disk_bytes.map(number)),
+        ("disk", optional(&hardware.disk)),
+        ("throttled", list(&hardware.throttled)),
+        ("clockSynchronised", hardware.clock_synchronised.map(Value::from)),
+        ("gpus", list(&hardware.gpus)),
+        ("cLibrary", optional(&hardware.c_library)),
+        ("pressure", pressure),
     ])
 }
 
@@ -195,6 +210,11 @@ fn ledger(ledger: &Ledger) -> Object {
 
 fn object<const N: usize>(entries: [(&str, Value); N]) -> Object {
     entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// Those that have a value.
+fn present<const N: usize>(entries: [(&str, Option<Value>); N]) -> Object {
+    entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
 }
 
 fn number(number: u64) -> Value {

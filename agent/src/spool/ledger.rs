@@ -40,6 +40,8 @@ pub enum DropReason {
     DiskError,
     /// The queue in front of the spool was full.
     QueueFull,
+    /// The board was too hot, or short of memory, to capture it.
+    Pressure,
     /// The row was larger than [`MAX_ROW_BYTES`](cloud_sync::limits::MAX_ROW_BYTES).
     RowTooLarge,
 }
@@ -51,6 +53,7 @@ impl fmt::Display for DropReason {
             DropReason::DiskFull => "disk_full",
             DropReason::DiskError => "disk_error",
             DropReason::QueueFull => "queue_full",
+            DropReason::Pressure => "pressure",
             DropReason::RowTooLarge => "row_too_large",
         })
     }

@@ -13,6 +13,7 @@ fn every_message_has_its_golden_bytes() {
     golden(&presence(), PRESENCE);
     golden(&desired(), DESIRED);
     golden(&reported(), REPORTED);
+    golden(&reported_by_a_board(), REPORTED_BY_A_BOARD);
     golden(&fetch(), FETCH);
     golden(&chunk(), CHUNK);
     golden(&telemetry(), TELEMETRY);
@@ -44,6 +45,7 @@ fn fields_of_a_later_version_are_ignored() {
     ignores_news(&presence());
     ignores_news(&desired());
     ignores_news(&reported());
+    ignores_news(&reported_by_a_board());
     ignores_news(&fetch());
     ignores_news(&chunk());
     ignores_news(&telemetry());
@@ -62,6 +64,8 @@ fn fields_that_an_earlier_version_lacks_have_defaults() {
     assert_eq!(models[0].settings, ModelSettings::default());
     assert_eq!(models[0].signature, None);
 
+    // As from an agent before it told of its board.
+    assert_eq!(decode::<Reported>(&unhex(REPORTED)).unwrap().hardware.pressure, None);
     let optional = ["why", "active", "previous", "engine", "provider", "memory_bytes", "ledger", "cores"];
     let Reported { models, ledger, hardware, .. } = without(&reported(), &optional);
     assert_eq!((models[0].why.as_deref(), models[0].active, models[0].memory_bytes), (None, None, None));
@@ -335,6 +339,7 @@ fn reported() -> Reported {
             processor: "Cortex-A72".into(),
             memory_bytes: 1 << 32,
             disk_free_bytes: 1 << 33,
+            ..Hardware::default()
         },
         ledger: Ledger {
             captured: 100,
@@ -344,6 +349,25 @@ fn reported() -> Reported {
             lost: 2,
         },
     }
+}
+
+fn reported_by_a_board() -> Reported {
+    let hardware = Hardware {
+        board: Some("Raspberry Pi 4".into()),
+        memory_limit_bytes: Some(1 << 28),
+        memory_available_bytes: Some(1 << 27),
+        disk_bytes: Some(1 << 34),
+        disk: Some("ext4 on an SD card".into()),
+        celsius: Some(71),
+        critical_celsius: Some(110),
+        throttled: vec!["under-voltage now".into()],
+        clock_synchronised: Some(true),
+        gpus: vec!["v3d".into()],
+        c_library: Some("glibc 2.36".into()),
+        pressure: Some(Pressure { level: "strained".into(), why: Some("hot".into()) }),
+        ..reported().hardware
+    };
+    Reported { models: Vec::new(), hardware, ledger: Ledger::default(), ..reported() }
 }
 
 fn fetch() -> Fetch {
@@ -400,8 +424,8 @@ fn row() -> Row {
     }
 }
 
-const GOLDEN: [&str; 10] =
-    [PRESENCE, DESIRED, REPORTED, FETCH, CHUNK, TELEMETRY, RECEIPT, COMMAND, REPLY, ROW];
+const GOLDEN: [&str; 11] =
+    [PRESENCE, DESIRED, REPORTED, REPORTED_BY_A_BOARD, FETCH, CHUNK, TELEMETRY, RECEIPT, COMMAND, REPLY, ROW];
 const PRESENCE: &str = "a3666f6e6c696e65f567626f6f745f696464626f6f746d6167656e745f76657273696f6e65302e312e30";
 const DESIRED: &str = "\
     a3687265766973696f6e07666d6f64656c7381a7646e616d65646c6f61646776657273696f6e026664696765737458200011\
@@ -420,6 +444,17 @@ const REPORTED: &str = "\
     6944656269616e20313265636f726573046970726f636573736f726a436f727465782d4137326c6d656d6f72795f62797465\
     731b00000001000000006f6469736b5f667265655f62797465731b0000000200000000666c6564676572a568636170747572\
     656418646875706c6f61646564183c6468656c64181e6764726f70706564a26466756c6c07636f6c6401646c6f737402";
+const REPORTED_BY_A_BOARD: &str = "\
+    a5687265766973696f6e07666d6f64656c7380656167656e74a36776657273696f6e65302e312e3067626f6f745f696464626f6f7465\
+    73746174656772756e6e696e67686861726477617265b26c6172636869746563747572656761617263683634706f7065726174696e67\
+    5f73797374656d6944656269616e20313265636f726573046970726f636573736f726a436f727465782d4137326c6d656d6f72795f62\
+    797465731b00000001000000006f6469736b5f667265655f62797465731b000000020000000065626f6172646e526173706265727279\
+    2050692034726d656d6f72795f6c696d69745f62797465731a10000000766d656d6f72795f617661696c61626c655f62797465731a08\
+    0000006a6469736b5f62797465731b0000000400000000646469736b7265787434206f6e20616e20534420636172646763656c736975\
+    73184770637269746963616c5f63656c73697573186e697468726f74746c65648171756e6465722d766f6c74616765206e6f7772636c\
+    6f636b5f73796e6368726f6e69736564f56467707573816376336469635f6c6962726172796a676c69626320322e3336687072657373\
+    757265a2656c6576656c6873747261696e65646377687963686f74666c6564676572a5686361707475726564006875706c6f61646564\
+    006468656c64006764726f70706564a0646c6f737400";
 const FETCH: &str = "\
     a16577616e747381a266646967657374582000112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\
     666f66667365741a00010000";

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use cloud_sync::contract::{AgentInfo, Phase};
+use cloud_sync::contract::{AgentInfo, Phase, Pressure};
 use proptest::prelude::*;
 
 use super::*;
@@ -65,7 +65,13 @@ fn state() -> Reported {
             boot_id: "b".to_owned(),
             state: "running".to_owned(),
         },
-        hardware: Hardware { cores: 4, memory_bytes: 1, ..Hardware::default() },
+        hardware: Hardware {
+            cores: 4,
+            memory_bytes: 1,
+            throttled: vec!["under-voltage now".to_owned()],
+            pressure: Some(Pressure { level: "calm".to_owned(), why: None }),
+            ..Hardware::default()
+        },
         ledger: Ledger { captured: 9, uploaded: 1, dropped, ..Ledger::default() },
     }
 }
@@ -90,7 +96,8 @@ fn the_state_reads_as_documented() {
                 "transfer": {"fetchedBytes": 5, "sharedBytes": 4, "fetchMs": 3, "proofMs": 2, "swapUs": 1}}},
             "agent": {"version": "0.1.0", "bootId": "b", "state": "running"},
             "hardware": {"architecture": "", "operatingSystem": "", "cores": 4, "processor": "",
-                         "memoryBytes": 1, "diskFreeBytes": 0},
+                         "memoryBytes": 1, "diskFreeBytes": 0, "throttled": "under-voltage now",
+                         "pressure": {"level": "calm"}},
             "ledger": {"captured": 9, "uploaded": 1, "held": 0, "lost": 0,
                        "dropped": {"full": 7, "too-large-": 1}},
             "registry": {"configured": true, "connected": false},
@@ -157,6 +164,8 @@ fn reported() -> impl Strategy<Value = Reported> {
             hardware: Hardware {
                 architecture: hardware.clone(),
                 operating_system: hardware.clone(),
+                throttled: vec![hardware.clone(); 3],
+                board: Some(hardware.clone()),
                 processor: hardware,
                 ..Hardware::default()
             },

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use cloud_sync::contract::{Collect, Ledger, ModelSettings};
+use cloud_sync::contract::{Collect, Hardware, Ledger, ModelSettings};
 use cloud_sync::name::{DeviceId, ModelName, ModelVersion};
 use serde_json::{Map, Value};
 
@@ -185,15 +185,8 @@ fn show(context: &Context, id: &DeviceId) -> Result<(), CliError> {
     output::line(&format!("state     {state}, last seen {}", output::optional(device.last_seen.as_ref())))?;
     output::line(&format!("agent     {}", output::optional(device.agent_version.as_ref())))?;
     output::line(&format!("revision  desired {}, reported {reported}", device.desired_revision))?;
-    if let Some(hardware) = &device.hardware {
-        output::line(&format!(
-            "hardware  {} {}, {} cores, {} memory, {} disk free",
-            hardware.architecture,
-            hardware.operating_system,
-            hardware.cores,
-            output::bytes(hardware.memory_bytes),
-            output::bytes(hardware.disk_free_bytes)
-        ))?;
+    for line in device.hardware.iter().flat_map(hardware_lines) {
+        output::line(&line)?;
     }
     if let Some(ledger) = &device.ledger {
         output::line(&format!("rows      {}", ledger_line(ledger)))?;
@@ -216,6 +209,46 @@ fn show(context: &Context, id: &DeviceId) -> Result<(), CliError> {
     };
     let heading = ["MODEL", "DESIRED", "PHASE", "ACTIVE", "PREVIOUS", "ENGINE", "PROVIDER", "MEMORY", "WHY"];
     output::table(&heading, device.models.into_iter().map(row).collect())
+}
+
+fn hardware_lines(hardware: &Hardware) -> Vec<String> {
+    let limit = hardware.memory_limit_bytes.map(|limit| format!(" ({} for the agent)", output::bytes(limit)));
+    let disk = hardware.disk_bytes.map(|size| format!(" of {}", output::bytes(size)));
+    let kind = hardware.disk.as_ref().map(|kind| format!(", {kind}"));
+    let mut lines = vec![format!(
+        "hardware  {} {}, {} cores, {} memory{}, {} disk free{}{}",
+        hardware.architecture,
+        hardware.operating_system,
+        hardware.cores,
+        output::bytes(hardware.memory_bytes),
+        limit.unwrap_or_default(),
+        output::bytes(hardware.disk_free_bytes),
+        disk.unwrap_or_default(),
+        kind.unwrap_or_default(),
+    )];
+    let names = hardware.board.iter().chain((!hardware.processor.is_empty()).then_some(&hardware.processor));
+    let names: Vec<&str> = names.chain(&hardware.gpus).map(String::as_str).collect();
+    if !names.is_empty() {
+        lines.push(format!("board     {}", names.join(", ")));
+    }
+    let mut health = Vec::new();
+    if let Some(pressure) = &hardware.pressure {
+        let why = pressure.why.as_ref().map(|why| format!(" ({why})"));
+        health.push(format!("{}{}", pressure.level, why.unwrap_or_default()));
+    }
+    if let Some(celsius) = hardware.celsius {
+        let critical = hardware.critical_celsius.map(|critical| format!(" of {critical} °C"));
+        health.push(format!("{celsius} °C{}", critical.unwrap_or_default()));
+    }
+    health.extend(hardware.memory_available_bytes.map(|left| format!("{} memory left", output::bytes(left))));
+    health.extend(hardware.throttled.iter().cloned());
+    if hardware.clock_synchronised == Some(false) {
+        health.push("clock not synchronised".to_owned());
+    }
+    if !health.is_empty() {
+        lines.push(format!("health    {}", health.join(", ")));
+    }
+    lines
 }
 
 fn ledger_line(ledger: &Ledger) -> String {
@@ -241,7 +274,25 @@ fn brief(model: &DeviceModel) -> String {
 
 #[cfg(test)]
 mod tests {
+    use cloud_sync::contract::Pressure;
+
     use super::*;
+
+    #[test]
+    fn an_old_agent_has_one_line_and_a_strained_board_says_why() {
+        assert_eq!(hardware_lines(&Hardware::default()).len(), 1);
+        let pressure = Pressure { level: "strained".to_owned(), why: Some("cpu at 80 °C".to_owned()) };
+        let hardware = Hardware {
+            board: Some("Raspberry Pi 4".to_owned()),
+            celsius: Some(80),
+            throttled: vec!["under-voltage now".to_owned()],
+            pressure: Some(pressure),
+            ..Hardware::default()
+        };
+        let lines = hardware_lines(&hardware);
+        assert_eq!(lines[1], "board     Raspberry Pi 4");
+        assert_eq!(lines[2], "health    strained (cpu at 80 °C), 80 °C, under-voltage now");
+    }
 
     #[test]
     fn collecting_is_on_off_or_a_share() {

@@ -1,0 +1,147 @@
+//! The machine under the agent: what it is, what it leaves us, and how it fares.
+//!
+//! Invariants:
+//! - Everything is read below one root directory, `/` in life, so that any board can be laid out in a test; the clock,
+//!   the room on a disk and the C library are asked of the system itself.
+//! - No value is made up: what the system does not tell is `None`.
+//! - [`Board::here`] comes back in bounded time, whatever the system's files do.
+
+mod cgroup;
+mod clock;
+mod disk;
+mod files;
+mod graphics;
+mod heat;
+mod memory;
+mod processor;
+mod report;
+mod throttling;
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use clock::Clock;
+pub use disk::{Disk, Medium};
+pub use files::Root;
+pub use heat::{Sensor, hottest, sensors};
+pub use memory::{Memory, stalled};
+pub use processor::Cores;
+pub use throttling::{Cause, Throttling};
+
+/// How long the system may take to describe itself: a sensor behind a slow bus takes tenths of a second.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Board {
+    /// The board's or the computer's name for itself.
+    pub model: Option<String>,
+    /// The processor's name for itself.
+    pub processor: Option<String>,
+    /// What the agent was built for, as in `uname -m`.
+    pub architecture: &'static str,
+    /// The operating system's name and version.
+    pub operating_system: Option<String>,
+    /// The C library that the agent runs on.
+    pub c_library: Option<String>,
+    /// Cores.
+    pub cores: Cores,
+    /// Memory.
+    pub memory: Memory,
+    /// The disk that holds the data directory.
+    pub disk: Option<Disk>,
+    /// The disk that holds the system.
+    pub system_disk: Option<Disk>,
+    /// What holds the swap space.
+    pub swap_medium: Option<Medium>,
+    /// Temperatures.
+    pub sensors: Vec<Sensor>,
+    /// Whether the processor is slowed down.
+    pub throttling: Throttling,
+    /// The clock.
+    pub clock: Clock,
+    /// Graphics processors.
+    pub gpus: Vec<String>,
+}
+
+impl Board {
+    /// The machine below `root`, whose data directory is `data`. Blocking: reads some fifty small files.
+    pub fn read(root: &Root, data: &Path) -> Self {
+        let memory = Memory::read(root);
+        let swap_medium = memory.swap_on.first().and_then(|held_by| {
+            let device = disk::medium_of_device(root, held_by);
+            device.or_else(|| Disk::read(root, Path::new(held_by))?.medium)
+        });
+        Self {
+            model: root
+                .text("/proc/device-tree/model")
+                .or_else(|| root.text("/sys/class/dmi/id/product_name")),
+            processor: processor::name(root),
+            architecture: std::env::consts::ARCH,
+            operating_system: operating_system(root),
+            c_library: c_library(),
+            cores: Cores::read(root),
+            disk: Disk::read(root, data),
+            system_disk: Disk::read(root, Path::new("/")),
+            swap_medium,
+            sensors: sensors(root),
+            throttling: Throttling::read(root),
+            clock: Clock::read(root),
+            gpus: graphics::gpus(root),
+            memory,
+        }
+    }
+
+    /// This machine. What can't be read in time is as good as not told: then nothing of it is known.
+    pub fn here(data: &Path) -> Self {
+        let data = absolute(data);
+        let (sender, answer) = mpsc::channel();
+        let read = move || drop(sender.send(Self::read(&Root::new("/"), &data)));
+        let board = std::thread::Builder::new().name("board".to_owned()).spawn(read).ok();
+        board.and_then(|_| answer.recv_timeout(PATIENCE).ok()).unwrap_or_else(|| {
+            tracing::warn!(after = ?PATIENCE, "this machine does not describe itself");
+            Self::default()
+        })
+    }
+
+    /// The sensor that is nearest to its limit.
+    pub fn hottest(&self) -> Option<&Sensor> {
+        hottest(&self.sensors)
+    }
+}
+
+/// Follows links as far as there is something, for the disk behind a link is the one that counts.
+fn absolute(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    for existing in path.ancestors() {
+        if let (Ok(real), Ok(rest)) = (existing.canonicalize(), path.strip_prefix(existing)) {
+            return real.join(rest);
+        }
+    }
+    path
+}
+
+fn operating_system(root: &Root) -> Option<String> {
+    let release = root.text("/etc/os-release")?;
+    let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+    let kernel = root.text("/proc/sys/kernel/osrelease").map(|kernel| format!(", Linux {kernel}"));
+    Some(format!("{}{}", name.trim_matches('"'), kernel.unwrap_or_default()))
+}
+
+#[cfg(target_env = "gnu")]
+fn c_library() -> Option<String> {
+    // SAFETY: glibc answers a static string.
+    let version = unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) };
+    Some(format!("glibc {}", version.to_string_lossy()))
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn c_library() -> Option<String> {
+    cfg!(target_env = "musl").then(|| "musl".to_owned())
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,49 @@
+//! The machine as the cloud is told of it.
+
+use cloud_sync::contract::Hardware;
+
+use super::Board;
+
+/// Most graphics processors that are named.
+const MAX_GPUS: usize = 2;
+
+/// Longest name that a part of the machine has, in characters.
+const MAX_NAME: usize = 64;
+
+impl Board {
+    /// What goes up: at most a kibibyte, for it goes with every report.
+    pub fn hardware(&self) -> Hardware {
+        let text = |text: &Option<String>| text.as_ref().map(|text| short(text));
+        let hottest = self.hottest();
+        let whole = |degrees: f64| degrees.round() as i32;
+        let disk = self.disk.as_ref();
+        let now = self.throttling.now.iter().map(|cause| format!("{cause} now"));
+        let past = self.throttling.since_boot.difference(&self.throttling.now);
+        let past = past.map(|cause| format!("{cause} since boot"));
+        Hardware {
+            architecture: self.architecture.to_owned(),
+            operating_system: text(&self.operating_system).unwrap_or_default(),
+            cores: self.cores.usable().unwrap_or(0),
+            processor: text(&self.processor).unwrap_or_default(),
+            memory_bytes: self.memory.total.unwrap_or(0),
+            disk_free_bytes: disk.and_then(|disk| disk.free).unwrap_or(0),
+            board: text(&self.model),
+            memory_limit_bytes: self.memory.limit,
+            memory_available_bytes: self.memory.available,
+            disk_bytes: disk.and_then(|disk| disk.size),
+            disk: disk.map(|disk| short(&disk.words())),
+            celsius: hottest.map(|sensor| whole(sensor.celsius)),
+            critical_celsius: hottest.and_then(|sensor| sensor.critical).map(whole),
+            throttled: now.chain(past).collect(),
+            clock_synchronised: self.clock.synchronised,
+            gpus: self.gpus.iter().take(MAX_GPUS).map(|gpu| short(gpu)).collect(),
+            c_library: self.c_library.clone(),
+            pressure: None,
+        }
+    }
+}
+
+/// Names come from firmware, which may say anything.
+fn short(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()
+}

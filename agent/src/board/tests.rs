@@ -1,0 +1,242 @@
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+/// A system that is laid out in a directory.
+pub(crate) struct Laid(tempfile::TempDir);
+
+impl Laid {
+    /// With these files.
+    pub(crate) fn out(files: &[(&str, &str)]) -> Self {
+        let laid = Self(tempfile::tempdir().unwrap());
+        files.iter().for_each(|(path, text)| laid.write(path, text));
+        laid
+    }
+
+    pub(crate) fn root(&self) -> Root {
+        Root::new(self.0.path())
+    }
+
+    pub(crate) fn write(&self, path: &str, text: &str) {
+        let path = self.root().path(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, format!("{text}\n")).unwrap();
+    }
+
+    fn link(&self, path: &str, target: &str) {
+        let path = self.root().path(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(target, path).unwrap();
+    }
+
+    fn board(&self, data: &str) -> Board {
+        Board::read(&self.root(), Path::new(data))
+    }
+}
+
+/// A Raspberry Pi 4 on an SD card with a weak supply, as its kernel 6.1 lays out its files.
+fn raspberry_pi() -> Laid {
+    let laid = Laid::out(&[
+        ("/proc/device-tree/model", "Raspberry Pi 4 Model B Rev 1.4\0"),
+        ("/proc/cpuinfo", "processor\t: 0\nBogoMIPS\t: 108.00\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n"),
+        ("/proc/self/status", "Name:\tedgewise-agent\nCpus_allowed_list:\t0-3\n"),
+        ("/sys/devices/system/cpu/online", "0-3"),
+        ("/etc/os-release", "NAME=\"Debian\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\""),
+        ("/proc/sys/kernel/osrelease", "6.1.21-v8+"),
+        (
+            "/proc/meminfo",
+            "MemTotal:         948304 kB\nMemFree:  100000 kB\nMemAvailable:     612000 kB\nSwapTotal:  102396 kB\nSwapFree:  2396 kB",
+        ),
+        ("/proc/swaps", "Filename\t\tType\t\tSize\tUsed\tPriority\n/var/swap  file  102396  100000  -2"),
+        (
+            "/proc/self/mountinfo",
+            "25 1 179:2 / / rw,noatime shared:1 - ext4 /dev/mmcblk0p2 rw\n26 25 0:5 / /dev rw - devtmpfs udev rw\n\
+             27 25 8:1 / /srv/my\\040data ro,relatime - vfat /dev/sda1 rw",
+        ),
+        ("/sys/devices/mmc/mmcblk0/queue/rotational", "0"),
+        ("/sys/devices/mmc/mmcblk0/removable", "0"),
+        ("/sys/devices/mmc/mmcblk0/device/type", "SD"),
+        ("/sys/devices/mmc/mmcblk0/mmcblk0p2/partition", "2"),
+        ("/sys/devices/usb/sda/queue/rotational", "1"),
+        ("/sys/devices/usb/sda/removable", "1"),
+        ("/sys/devices/usb/sda/sda1/partition", "1"),
+        ("/sys/class/thermal/thermal_zone0/type", "cpu-thermal"),
+        ("/sys/class/thermal/thermal_zone0/temp", "71092"),
+        ("/sys/class/thermal/thermal_zone0/trip_point_0_type", "critical"),
+        ("/sys/class/thermal/thermal_zone0/trip_point_0_temp", "110000"),
+        ("/sys/devices/platform/soc/soc:firmware/get_throttled", "50001"),
+        ("/sys/class/drm/card0/device/uevent", ""),
+        ("/sys/class/drm/card0-HDMI-A-1/status", "disconnected"),
+    ]);
+    laid.link("/sys/dev/block/179:2", "../../devices/mmc/mmcblk0/mmcblk0p2");
+    laid.link("/sys/dev/block/8:1", "../../devices/usb/sda/sda1");
+    laid.link("/sys/class/drm/card0/device/driver", "../../../../bus/platform/drivers/v3d");
+    laid
+}
+
+#[test]
+fn a_raspberry_pi_is_read() {
+    let board = raspberry_pi().board("/var/lib/edgewise");
+    assert_eq!(board.model.as_deref(), Some("Raspberry Pi 4 Model B Rev 1.4"));
+    assert_eq!(board.processor.as_deref(), Some("ARM Cortex-A72"));
+    assert_eq!(board.operating_system.as_deref(), Some("Debian GNU/Linux 12 (bookworm), Linux 6.1.21-v8+"));
+    assert_eq!(board.cores, Cores { online: Some(4), allowed: Some(4), quota: None });
+    assert_eq!((board.memory.total, board.memory.limit), (Some(948_304 << 10), None));
+    assert_eq!((board.memory.available, board.memory.swap_used), (Some(612_000 << 10), Some(100_000 << 10)));
+    assert_eq!(board.swap_medium, Some(Medium::SdCard));
+    let disk = board.disk.as_ref().unwrap();
+    assert_eq!((disk.words().as_str(), disk.read_only), ("ext4 on an SD card", false));
+    assert!(disk.size.unwrap() >= disk.free.unwrap());
+    let sensor = Sensor { name: "cpu-thermal".to_owned(), celsius: 71.092, critical: Some(110.0) };
+    assert_eq!(board.hottest(), Some(&sensor));
+    assert_eq!(board.throttling.now, [Cause::UnderVoltage].into());
+    assert_eq!(board.throttling.since_boot, [Cause::UnderVoltage, Cause::Throttled].into());
+    assert!(!board.clock.hardware && board.clock.plausible);
+    assert_eq!(board.gpus, ["v3d"]);
+
+    let hardware = board.hardware();
+    assert_eq!((hardware.cores, hardware.celsius, hardware.critical_celsius), (4, Some(71), Some(110)));
+    assert_eq!(hardware.throttled, ["under-voltage now", "throttled since boot"]);
+}
+
+#[test]
+fn a_drive_is_found_by_its_mount() {
+    let disk = raspberry_pi().board("/srv/my data/agent").disk.unwrap();
+    assert_eq!((disk.medium, disk.file_system.as_str()), (Some(Medium::Removable), "vfat"));
+    assert!(disk.read_only);
+}
+
+#[test]
+fn a_jetson_is_read() {
+    let laid = Laid::out(&[
+        ("/proc/device-tree/model", "NVIDIA Jetson Nano Developer Kit\0"),
+        ("/etc/nv_tegra_release", "# R32 (release), REVISION: 7.1, GCID: 29818004, BOARD: t210ref"),
+        ("/proc/self/mountinfo", "25 1 179:1 / / rw - ext4 /dev/root rw"),
+        ("/sys/dev/block/179:1/queue/rotational", "0"),
+        ("/sys/dev/block/179:1/device/type", "MMC"),
+        ("/sys/class/thermal/thermal_zone0/type", "PMIC-Die"),
+        ("/sys/class/thermal/thermal_zone0/temp", "100000"),
+        ("/sys/class/thermal/thermal_zone1/type", "CPU-therm"),
+        ("/sys/class/thermal/thermal_zone1/temp", "43500"),
+        ("/sys/class/thermal/thermal_zone1/trip_point_0_type", "passive"),
+        ("/sys/class/thermal/thermal_zone1/trip_point_0_temp", "97000"),
+        ("/sys/class/thermal/thermal_zone1/trip_point_1_type", "critical"),
+        ("/sys/class/thermal/thermal_zone1/trip_point_1_temp", "102500"),
+        ("/sys/class/thermal/cooling_device0/type", "pwm-fan"),
+        ("/sys/class/thermal/cooling_device0/cur_state", "3"),
+        ("/sys/class/thermal/cooling_device1/type", "thermal-cpufreq-0"),
+        ("/sys/class/thermal/cooling_device1/cur_state", "0"),
+        ("/sys/class/rtc/rtc0/name", "max77620-rtc"),
+    ]);
+    let board = laid.board("/var/lib/edgewise");
+    assert_eq!(board.gpus, ["NVIDIA Jetson, L4T R32 (release), REVISION: 7.1"]);
+    assert_eq!(board.disk.unwrap().medium, Some(Medium::Emmc));
+    assert_eq!(board.sensors.len(), 1, "the one that is stuck is left out");
+    assert_eq!(board.sensors[0].critical, Some(102.5));
+    assert!(board.clock.hardware);
+    // A fan that turns is no throttling.
+    assert_eq!(board.throttling, Throttling { known: true, ..Throttling::default() });
+    laid.write("/sys/class/thermal/cooling_device1/cur_state", "2");
+    assert_eq!(laid.board("/").throttling.now, [Cause::Throttled].into());
+}
+
+#[test]
+fn a_pc_is_read() {
+    let laid = Laid::out(&[
+        ("/sys/class/dmi/id/product_name", "ThinkCentre M70q"),
+        ("/proc/cpuinfo", "processor\t: 0\nmodel name\t: Intel(R) Core(TM) i5-10400T CPU @ 2.00GHz\n"),
+        ("/sys/devices/system/cpu/online", "0-11"),
+        ("/proc/self/status", "Cpus_allowed_list:\t0-3,6\n"),
+        ("/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count", "5"),
+        ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq", "2000000"),
+        ("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq", "3600000"),
+        ("/sys/class/hwmon/hwmon2/name", "coretemp"),
+        ("/sys/class/hwmon/hwmon2/temp1_input", "56000"),
+        ("/sys/class/hwmon/hwmon2/temp1_crit", "100000"),
+        (
+            "/proc/driver/nvidia/version",
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19",
+        ),
+        ("/dev/nvidia0", ""),
+        ("/dev/nvidiactl", ""),
+    ]);
+    let board = laid.board("/");
+    assert_eq!(board.model.as_deref(), Some("ThinkCentre M70q"));
+    assert_eq!(board.cores.usable(), Some(5));
+    assert_eq!(board.hottest().unwrap().celsius, 56.0);
+    assert_eq!(board.throttling.events, Some(5));
+    assert!(board.throttling.now.is_empty() && board.throttling.capped);
+    assert_eq!(board.gpus, ["1 × NVIDIA, driver 535.104.05"]);
+}
+
+#[test]
+fn a_container_has_what_its_narrowest_group_leaves() {
+    let laid = Laid::out(&[
+        ("/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 6291456 kB"),
+        ("/proc/self/cgroup", "0::/machine.slice/agent.service"),
+        ("/sys/devices/system/cpu/online", "0-7"),
+        ("/sys/fs/cgroup/machine.slice/agent.service/memory.max", "max"),
+        ("/sys/fs/cgroup/machine.slice/agent.service/memory.current", "1"),
+        ("/sys/fs/cgroup/machine.slice/agent.service/cpu.max", "max 100000"),
+        ("/sys/fs/cgroup/machine.slice/memory.max", "268435456"),
+        ("/sys/fs/cgroup/machine.slice/memory.current", "201326592"),
+        ("/sys/fs/cgroup/machine.slice/memory.stat", "anon 1\ninactive_file 134217728"),
+        ("/sys/fs/cgroup/machine.slice/cpu.max", "250000 100000"),
+    ]);
+    let board = laid.board("/");
+    assert_eq!(board.memory.limit, Some(256 << 20));
+    assert_eq!(board.memory.available, Some(192 << 20), "cached files are given back");
+    assert_eq!((board.cores.quota, board.cores.usable()), (Some(2.5), Some(2)));
+
+    let version_1 = Laid::out(&[
+        ("/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 6291456 kB"),
+        // As Docker shows it: the path is the host's, the mount is the container's own.
+        ("/proc/self/cgroup", "4:memory:/docker/5b17\n3:cpu,cpuacct:/docker/5b17\n0::/"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "67108864"),
+        ("/sys/fs/cgroup/memory/memory.usage_in_bytes", "33554432"),
+        ("/sys/fs/cgroup/memory/memory.stat", "cache 1\ntotal_inactive_file 1048576"),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "50000"),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000"),
+    ]);
+    let board = version_1.board("/");
+    assert_eq!((board.memory.limit, board.memory.available), (Some(64 << 20), Some(33 << 20)));
+    assert_eq!(board.cores.usable(), Some(1), "half a core is still one thread");
+
+    // The largest number stands for no limit.
+    version_1.write("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712");
+    version_1.write("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1");
+    let board = version_1.board("/");
+    assert_eq!((board.memory.usable(), board.memory.available), (Some(8 * GIB), Some(6 * GIB)));
+    assert_eq!(board.cores.quota, None);
+}
+
+#[test]
+fn of_a_machine_that_tells_nothing_nothing_is_made_up() {
+    let board = Laid::out(&[]).board("/data");
+    let told = Board {
+        architecture: board.architecture,
+        c_library: board.c_library.clone(),
+        clock: board.clock.clone(),
+        ..Board::default()
+    };
+    assert_eq!(board, told);
+    assert_eq!((board.cores.usable(), board.memory.usable()), (None, None));
+}
+
+#[test]
+fn what_goes_up_is_small_whatever_the_firmware_says() {
+    let long = || Some("ä\u{7}".repeat(5000));
+    let mut board = raspberry_pi().board("/");
+    (board.model, board.processor, board.operating_system) = (long(), long(), long());
+    board.gpus = vec![long().unwrap(); 40];
+    let bytes = serde_json::to_vec(&board.hardware()).unwrap().len();
+    assert!(bytes <= 1536, "{bytes} bytes");
+}
+
+#[test]
+fn this_machine_is_read() {
+    let board = Board::here(Path::new("."));
+    assert!(board.memory.available.unwrap() > 0);
+    assert!(board.cores.usable().unwrap() > 0);
+    assert!(board.disk.unwrap().size.unwrap() > 0);
+}

@@ -1,0 +1,48 @@
+//! The pressure of heat: how near the board is to switching itself off, and whether it is slowed down already.
+
+use super::Level;
+use crate::board::{Root, Sensor, Throttling, sensors};
+
+/// Degrees below a sensor's critical point at which the board counts as strained, and as critical. Sensors are
+/// right to a degree or two, and a load takes some seconds to let go.
+const STRAINED: f64 = 8.0;
+/// See [`STRAINED`].
+const CRITICAL: f64 = 3.0;
+
+/// Degrees that it must have cooled down by before a level is left.
+const MARGIN: f64 = 3.0;
+
+/// What there is, and why. `throttled` is how often the processor had been slowed down at the last look.
+pub(super) fn read(root: &Root, held: Level, throttled: &mut Option<u64>) -> (Level, String) {
+    let (mut level, mut why) = (Level::Calm, Vec::new());
+    for sensor in sensors(root) {
+        let found = of_sensor(&sensor, held);
+        if found > Level::Calm {
+            let critical = sensor.critical.unwrap_or_default();
+            why.push(format!("{} at {:.0} °C of {critical:.0} °C", sensor.name, sensor.celsius));
+        }
+        level = level.max(found);
+    }
+    let throttling = Throttling::read(root);
+    let was = std::mem::replace(throttled, throttling.events);
+    let grew = was.zip(throttling.events).is_some_and(|(was, is)| is > was);
+    if grew || !throttling.now.is_empty() {
+        level = level.max(Level::Strained);
+        let causes = throttling.now.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        why.push(if causes.is_empty() { "throttled".to_owned() } else { causes });
+    }
+    (level, why.join(", "))
+}
+
+fn of_sensor(sensor: &Sensor, held: Level) -> Level {
+    let Some(headroom) = sensor.headroom() else { return Level::Calm };
+    let within =
+        |level: Level, degrees: f64| headroom <= if held >= level { degrees + MARGIN } else { degrees };
+    if within(Level::Critical, CRITICAL) {
+        Level::Critical
+    } else if within(Level::Strained, STRAINED) {
+        Level::Strained
+    } else {
+        Level::Calm
+    }
+}

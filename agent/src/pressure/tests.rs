@@ -1,0 +1,121 @@
+use super::*;
+use crate::board::tests::Laid;
+
+const TEMPERATURE: &str = "/sys/class/thermal/thermal_zone0/temp";
+const MEMORY: &str = "/proc/meminfo";
+
+fn board() -> Laid {
+    let laid = Laid::out(&[
+        ("/sys/class/thermal/thermal_zone0/type", "cpu"),
+        ("/sys/class/thermal/thermal_zone0/trip_point_0_type", "critical"),
+        ("/sys/class/thermal/thermal_zone0/trip_point_0_temp", "100000"),
+    ]);
+    celsius(&laid, 50);
+    available(&laid, 300);
+    laid
+}
+
+fn celsius(laid: &Laid, degrees: u32) {
+    laid.write(TEMPERATURE, &(degrees * 1000).to_string());
+}
+
+/// Of 512 MiB.
+fn available(laid: &Laid, mebibytes: u64) {
+    laid.write(MEMORY, &format!("MemTotal: 524288 kB\nMemAvailable: {} kB", mebibytes << 10));
+}
+
+#[test]
+fn heat_rises_at_once_and_is_over_only_once_it_has_been_for_a_while() {
+    let laid = board();
+    let mut gauge = Gauge::new(laid.root());
+    assert_eq!(gauge.look(), Pressure::default());
+    celsius(&laid, 92);
+    let strained = gauge.look();
+    assert_eq!((strained.heat, strained.memory), (Level::Strained, Level::Calm));
+    assert_eq!(strained.why, "cpu at 92 °C of 100 °C");
+    celsius(&laid, 97);
+    assert_eq!(gauge.look().heat, Level::Critical);
+
+    // A degree below the threshold is not yet below it by the margin.
+    celsius(&laid, 91);
+    for _ in 0..CALM_LOOKS {
+        assert_eq!(gauge.look().heat, gauge.heat.level);
+    }
+    assert_eq!(gauge.heat.level, Level::Strained);
+    for _ in 0..3 * CALM_LOOKS {
+        assert_eq!(gauge.look().heat, Level::Strained);
+    }
+    celsius(&laid, 80);
+    for _ in 1..CALM_LOOKS {
+        let recovering = gauge.look();
+        assert_eq!((recovering.heat, recovering.why.as_str()), (Level::Strained, "heat is recovering"));
+    }
+    assert_eq!(gauge.look(), Pressure::default());
+}
+
+#[test]
+fn a_look_that_finds_it_again_starts_the_wait_anew() {
+    let laid = board();
+    let mut gauge = Gauge::new(laid.root());
+    for _ in 0..3 {
+        celsius(&laid, 92);
+        assert_eq!(gauge.look().heat, Level::Strained);
+        celsius(&laid, 60);
+        for _ in 1..CALM_LOOKS {
+            assert_eq!(gauge.look().heat, Level::Strained);
+        }
+    }
+}
+
+#[test]
+fn memory_that_runs_out_is_seen_also_where_only_the_container_lacks_it() {
+    let laid = board();
+    let mut gauge = Gauge::new(laid.root());
+    available(&laid, 50);
+    assert_eq!(gauge.look().memory, Level::Strained);
+    available(&laid, 24);
+    let critical = gauge.look();
+    assert_eq!((critical.memory, critical.why.as_str()), (Level::Critical, "24 of 512 MiB of memory left"));
+
+    available(&laid, 300);
+    laid.write("/sys/fs/cgroup/memory.max", "67108864");
+    laid.write("/sys/fs/cgroup/memory.current", "65011712");
+    let mut gauge = Gauge::new(laid.root());
+    assert_eq!(gauge.look().why, "2 of 64 MiB of memory left");
+    laid.write("/sys/fs/cgroup/memory.stat", "inactive_file 33554432");
+    assert_eq!(Gauge::new(laid.root()).look(), Pressure::default());
+}
+
+#[test]
+fn waiting_for_memory_counts_also_while_some_is_left() {
+    let laid = board();
+    laid.write(
+        "/proc/pressure/memory",
+        "some avg10=60.00 avg60=1 avg300=1 total=1\nfull avg10=12.50 avg60=1",
+    );
+    let pressure = Gauge::new(laid.root()).look();
+    assert_eq!(pressure.memory, Level::Strained);
+    assert_eq!(pressure.why, "everything waits for memory 12 % of the time");
+}
+
+#[test]
+fn a_processor_that_is_slowed_down_is_strained() {
+    let laid = board();
+    let mut gauge = Gauge::new(laid.root());
+    let counter = "/sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count";
+    laid.write(counter, "7");
+    assert_eq!(gauge.look().heat, Level::Calm, "it may have been long ago");
+    laid.write(counter, "8");
+    assert_eq!(gauge.look().heat, Level::Strained);
+
+    laid.write("/sys/devices/platform/soc/soc:firmware/get_throttled", "8");
+    assert_eq!(Gauge::new(laid.root()).look().why, "temperature limit");
+    // What was, is over.
+    laid.write("/sys/devices/platform/soc/soc:firmware/get_throttled", "80000");
+    assert_eq!(Gauge::new(laid.root()).look().heat, Level::Calm);
+}
+
+#[test]
+fn what_is_not_told_puts_no_pressure_on() {
+    assert_eq!(Gauge::new(Laid::out(&[]).root()).look(), Pressure::default());
+}

@@ -1,6 +1,7 @@
 //! The command line: what can be asked, and who answers.
 
 mod check;
+mod doctor;
 mod score;
 mod show;
 mod table;
@@ -42,9 +43,12 @@ enum Command {
     /// Shows every key of the configuration, its effective value and where that comes from.
     #[command(after_help = EXIT_CODES)]
     Config(show::Arguments),
+    /// Says what this machine is, whether the agent can work on it as it is configured, and what to change.
+    #[command(after_help = EXIT_CODES)]
+    Doctor(doctor::Arguments),
 }
 
-/// What `run` and `config` are told. Values are read with the rest of the configuration, so that all mistakes in
+/// What `run`, `config` and `doctor` are told. Values are read with the rest of the configuration, so that all mistakes in
 /// all sources are reported together.
 #[derive(Debug, Args)]
 struct Configuration {
@@ -83,7 +87,7 @@ struct EngineArguments {
     /// The ONNX Runtime library [default: EDGEWISE_ENGINE_ONNXRUNTIME, else it is looked for]
     #[arg(long, value_name = "PATH")]
     onnxruntime: Option<PathBuf>,
-    /// Threads within one score; 0 is one for each core
+    /// Threads within one score; 0 is one for each core that this process may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 }
@@ -97,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::check(&arguments),
         Command::Score(arguments) => score::score(&arguments),
         Command::Config(arguments) => show::show(&arguments),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -269,7 +269,7 @@ fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
     let engine = read_engine(reader);
     let enabled = reader.value("collect.enabled", value::boolean);
     let rate = reader.value("collect.rate", value::number(0.0..=1.0));
-    let capture_queue_bytes = reader.value("collect.queue_bytes", in_memory(1 << 20..=1 << 30));
+    let capture_queue_bytes = reader.value("collect.queue_bytes", value::in_memory(1 << 20..=1 << 30));
     let spool_max_bytes = reader.value("spool.max_bytes", value::bytes(8 << 20..=1 << 40));
     let vault_max_bytes = reader.value("vault.max_bytes", value::bytes(16 << 20..=1 << 40));
     let upload_interval =
@@ -340,7 +340,7 @@ fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
             .map_err(|_| format!("{text:?} must be an address and a port, such as 127.0.0.1:8000"))
     });
     let insecure_remote = reader.value("http.insecure_remote", value::boolean);
-    let max_body_bytes = reader.value("http.max_body_bytes", in_memory(1 << 10..=1 << 30));
+    let max_body_bytes = reader.value("http.max_body_bytes", value::in_memory(1 << 10..=1 << 30));
     let score_model = reader.optional("http.score_model", value::parsed::<ModelName>);
     let cors_origins = reader.optional("http.cors_origins", |text| {
         Ok(text.split(',').map(|origin| origin.trim().to_owned()).collect::<Vec<_>>())
@@ -378,14 +378,6 @@ fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {
         onnxruntime: onnxruntime?,
         timeout: timeout?,
     })
-}
-
-/// A size of something that is held in memory.
-fn in_memory(range: std::ops::RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, String> {
-    let bytes = value::bytes(range);
-    move |text| {
-        usize::try_from(bytes(text)?).map_err(|_| format!("{text:?} is more than this device can address"))
-    }
 }
 
 /// The host name as a device id, where no id is configured. What a topic can't hold becomes a dash.

@@ -14,7 +14,8 @@ use crate::module::identity::IdentityError;
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0   done; for run: stopped when it was asked to
-  1   it failed: the message says at what; for run: a part ended unasked, start the agent again
+  1   it failed: the message says at what; for run: a part ended unasked, start the agent again;
+      for doctor: there is a problem
   2   the command line is wrong
   65  check, score: the bundle or the input is wrong, or a check did not pass
   78  the configuration is wrong: a restart would find the same";
@@ -57,6 +58,9 @@ pub enum Error {
     /// A check did not pass; its report says why.
     #[error("the bundle did not pass: {0}")]
     Check(String),
+    /// The doctor has found what does not work; its page says what.
+    #[error("problems found: {0}; see what to change")]
+    Doctor(usize),
     /// The result can't be written.
     #[error("writing the result: {0}")]
     Output(#[from] std::io::Error),
@@ -66,7 +70,7 @@ impl Error {
     /// The exit code; see [`EXIT_CODES`].
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Log(_) | Self::Agent(_) | Self::Output(_) => 1,
+            Self::Log(_) | Self::Agent(_) | Self::Output(_) | Self::Doctor(_) => 1,
             Self::Bundle(_)
             | Self::Golden(_)
             | Self::Load(_)

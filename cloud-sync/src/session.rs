@@ -27,7 +27,9 @@ use bytes::Bytes;
 use rumqttc::{AsyncClient, LastWill, MqttOptions, NetworkOptions, QoS};
 use tokio::sync::{mpsc, watch};
 
-pub use broker::{BrokerUrl, BrokerUrlError, Credentials, TlsError, TlsFiles, system_authorities};
+pub use broker::{
+    BrokerUrl, BrokerUrlError, Credentials, TlsError, TlsFiles, certificates, system_authorities,
+};
 pub use driver::Driver;
 pub use incoming::Acknowledgement;
 pub use login::{Identity, Login, PendingLogin};

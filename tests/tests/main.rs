@@ -11,6 +11,7 @@ mod access;
 mod clients;
 mod commands;
 mod corrupt;
+mod doctor;
 mod edge_peer;
 mod edge_rules;
 mod engines;

@@ -247,17 +247,26 @@ pub struct Availability {
     pub provider: Provider,
     /// The version of the engine that has it, or why it can't be had.
     pub version: Result<String, String>,
+    /// The library that it comes from; `None` for what is compiled in, or can't be had.
+    pub library: Option<PathBuf>,
 }
 
 /// What can run models on this device, and why the rest can't. A GPU provider is there if the library was built with
 /// it; whether a GPU answers is known only when a model is loaded on it.
 pub fn available(options: &LoadOptions) -> Vec<Availability> {
     let named = Provider::ALL.iter().copied().filter(|provider| *provider != Provider::Auto);
-    let version = |provider| match provider {
-        Provider::Tract => tract::version(),
-        _ => onnxruntime::version(provider, options.onnxruntime.as_deref()),
+    let find = |provider| match provider {
+        Provider::Tract => (tract::version(), None),
+        _ => match onnxruntime::version(provider, options.onnxruntime.as_deref()) {
+            Ok((version, library)) => (Ok(version), Some(library)),
+            Err(why) => (Err(why), None),
+        },
     };
-    named.map(|provider| Availability { provider, version: version(provider) }).collect()
+    let availability = |provider| {
+        let (version, library) = find(provider);
+        Availability { provider, version, library }
+    };
+    named.map(availability).collect()
 }
 
 /// Takes the file, so that what was read of it is gone before memory is measured.

@@ -148,7 +148,7 @@ fn providers(arguments: &Arguments) -> (Vec<Provider>, Vec<Missing>) {
         return (vec![provider], Vec::new());
     }
     let (mut here, mut missing) = (Vec::new(), Vec::new());
-    for Availability { provider, version } in
+    for Availability { provider, version, .. } in
         engine::available(&arguments.engine.load_options(Provider::Auto))
     {
         match version {

@@ -180,3 +180,43 @@ fn secrets_are_read_from_files_and_never_shown() {
         ["cloud.broker", "cloud.username"]
     );
 }
+
+#[test]
+fn what_is_left_open_follows_the_board() {
+    let loaded = |describe: fn(&Path) -> Board, flags: &[(&'static str, &str)]| {
+        load(&Sources { board: Some(describe), ..sources(None, &[], flags) })
+    };
+    let small = loaded(|data| board(data, 2, 512 << 20, 4 << 30), &[("vault.max_bytes", "100 MiB")]);
+    assert_eq!(place(&small, "engine.threads"), ("2", &Place::Board));
+    assert_eq!(place(&small, "spool.max_bytes"), ("256 MiB", &Place::Board));
+    assert_eq!(place(&small, "vault.max_bytes"), ("100 MiB", &Place::Flag("--flag")));
+    assert_eq!(place(&small, "http.max_body_bytes"), ("8 MiB", &Place::Board));
+    assert_eq!(small.config.unwrap().capture_queue_bytes, 16 << 20);
+
+    // A container of 64 MiB on a partition of 600 MB: whole mebibytes, and never below the least.
+    let tiny = loaded(|data| board(data, 1, 64 << 20, 600_000_000), &[]);
+    assert_eq!(place(&tiny, "spool.max_bytes"), ("35 MiB", &Place::Board));
+    assert_eq!(place(&tiny, "vault.max_bytes"), ("143 MiB", &Place::Board));
+    assert_eq!(place(&tiny, "http.max_body_bytes"), ("1 MiB", &Place::Board));
+    assert_eq!(place(&tiny, "collect.queue_bytes"), ("2 MiB", &Place::Board));
+
+    let unknown = loaded(|_| Board::default(), &[]);
+    assert_eq!(place(&unknown, "spool.max_bytes"), ("64 MiB", &Place::Default));
+    assert_eq!(unknown.config.unwrap().engine.threads, 0);
+}
+
+fn board(data: &Path, cores: u32, memory: u64, disk: u64) -> Board {
+    assert_eq!(data, Path::new("/var/lib/edgewise"));
+    let mut board = Board::default();
+    board.cores.quota = Some(cores.into());
+    (board.memory.total, board.memory.limit) = (Some(8 << 30), Some(memory));
+    board.disk = Some(crate::board::Disk {
+        mounted: "/".into(),
+        file_system: "ext4".to_owned(),
+        medium: None,
+        read_only: false,
+        size: Some(disk),
+        free: None,
+    });
+    board
+}

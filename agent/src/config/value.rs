@@ -79,6 +79,14 @@ pub(crate) fn bytes(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<u64, 
     }
 }
 
+/// A size of something that is held in memory.
+pub(crate) fn in_memory(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<usize, String> {
+    let bytes = bytes(range);
+    move |text| {
+        usize::try_from(bytes(text)?).map_err(|_| format!("{text:?} is more than this device can address"))
+    }
+}
+
 /// A file that is there.
 pub(crate) fn file(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);

@@ -1,5 +1,17 @@
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use cloud_sync::contract::Collect;
+use engine::Tensor;
+
 use super::*;
 use crate::board::tests::Laid;
+use crate::deploy::prove::prove;
+use crate::scorer::Scorer;
+use crate::service::{Request, Service};
+use crate::settings::Settings;
+use crate::spool::{DropReason, Ledger, Spool, SpoolOptions};
+use crate::vault::Verified;
 
 const TEMPERATURE: &str = "/sys/class/thermal/thermal_zone0/temp";
 const MEMORY: &str = "/proc/meminfo";
@@ -118,4 +130,65 @@ fn a_processor_that_is_slowed_down_is_strained() {
 #[test]
 fn what_is_not_told_puts_no_pressure_on() {
     assert_eq!(Gauge::new(Laid::out(&[]).root()).look(), Pressure::default());
+}
+
+fn scorer() -> Scorer {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../modules/samples/power-demand/2");
+    let settings =
+        Settings { provider: engine::Provider::Tract, threads: 1, instances: 1, queue: 4, collect: None };
+    let bundle = Verified::local(&sample).unwrap();
+    let scorer = Scorer::default();
+    scorer.swap(prove(&bundle, &"power-demand".parse().unwrap(), 2, &settings, None).unwrap()).unwrap();
+    scorer
+}
+
+/// Scores eight requests, all of which are answered; gives the ledger after them.
+async fn eight_scores(service: &Service, spool: &Mutex<Spool>) -> Ledger {
+    for _ in 0..8 {
+        let load = Tensor::from_vec(vec![1, 24], vec![0.5f32; 24]).unwrap();
+        let inputs = [("load", load)].into_iter().collect();
+        let request =
+            Request { model: "power-demand", version: None, inputs, request_id: None, correlation_id: None };
+        service.score(request).await.unwrap_or_else(|error| panic!("{error}"));
+    }
+    service.capture.settle().await;
+    spool.lock().unwrap_or_else(PoisonError::into_inner).ledger()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn capture_backs_off_while_scoring_goes_on_and_every_row_is_counted() {
+    let laid = board();
+    let directory = tempfile::tempdir().unwrap();
+    let spool = Arc::new(Mutex::new(Spool::open(directory.path(), SpoolOptions::default()).unwrap()));
+    let (capture, writer, _appended) = crate::capture::open(spool.clone(), "boot".to_owned(), 1 << 20);
+    let writer = std::thread::spawn(move || writer.run());
+    capture.set_collect(Collect::default());
+    let service = Service { scorer: scorer(), capture, timeout: Duration::from_secs(30) };
+    let (known, mut seen) = watch::channel(Pressure::default());
+    let stop = CancellationToken::new();
+    let gauge = Gauge::new(laid.root());
+    let looks = run(gauge, Duration::from_millis(1), service.capture.clone(), known, stop.clone());
+    let looks = tokio::spawn(looks);
+
+    let calm = eight_scores(&service, &spool).await;
+    assert_eq!((calm.held, calm.dropped.get(&DropReason::Pressure)), (8, None));
+    celsius(&laid, 92);
+    seen.wait_for(|now| now.level() == Level::Strained).await.unwrap();
+    let strained = eight_scores(&service, &spool).await;
+    assert_eq!((strained.held, strained.dropped.get(&DropReason::Pressure)), (10, Some(&6)));
+    available(&laid, 20);
+    seen.wait_for(|now| now.level() == Level::Critical).await.unwrap();
+    let critical = eight_scores(&service, &spool).await;
+    assert_eq!((critical.held, critical.dropped.get(&DropReason::Pressure)), (10, Some(&14)));
+    celsius(&laid, 50);
+    available(&laid, 300);
+    seen.wait_for(|now| now.level() == Level::Calm).await.unwrap();
+    let calm = eight_scores(&service, &spool).await;
+    assert_eq!((calm.held, calm.captured), (18, 32));
+
+    stop.cancel();
+    looks.await.unwrap();
+    service.scorer.drain();
+    drop(service);
+    writer.join().unwrap();
 }

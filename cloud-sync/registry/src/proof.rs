@@ -34,7 +34,7 @@ pub fn prove(bundle: &Bundle, options: &LoadOptions) -> Result<Proof, RegistryEr
     let mut signature = None;
     let mut engines = Vec::new();
     let mut refusals = Vec::new();
-    for Availability { provider, version } in engine::available(options) {
+    for Availability { provider, version, .. } in engine::available(options) {
         // Only processors: a registry's GPU says nothing about a device's.
         let is_processor = matches!(provider, engine::Provider::Tract | engine::Provider::Cpu);
         let Some(version) = version.ok().filter(|_| is_processor) else { continue };

@@ -4,7 +4,7 @@
 //! error, and where it leaves operators to the CPU, the load says so.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
@@ -58,9 +58,9 @@ pub(crate) fn load(
     })
 }
 
-/// The version of the library, if it has this provider; else why not.
-pub(crate) fn version(provider: Provider, named: Option<&Path>) -> Result<String, String> {
-    usable(provider, named).map(|library| library.version.clone())
+/// The version of the library and its file, if it has this provider; else why not.
+pub(crate) fn version(provider: Provider, named: Option<&Path>) -> Result<(String, PathBuf), String> {
+    usable(provider, named).map(|library| (library.version.clone(), library.path.clone()))
 }
 
 /// A model that ONNX Runtime runs.

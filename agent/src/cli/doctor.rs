@@ -1,0 +1,57 @@
+//! `doctor`: what this machine is, whether it is fit for what the agent is told to do, and what to change.
+//!
+//! Invariant: it only looks. Nothing is written, locked or taken from an agent that runs; as any user, with no agent
+//! there, and where the configuration is wrong, it says what it can.
+
+mod certificates;
+mod engines;
+mod link;
+mod machine;
+mod page;
+mod storage;
+
+use clap::Args;
+
+use super::{Configuration, json, print};
+use crate::board::Root;
+use crate::config;
+use crate::error::Error;
+use crate::module::identity::Identity;
+use page::{Finding, Page, Part};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn doctor(arguments: &Arguments) -> Result<(), Error> {
+    let sources = arguments.configuration.sources();
+    let loaded = config::load(&sources);
+    let root = Root::new("/");
+    let mut parts = vec![machine::examine(&root, &loaded.board)];
+    match &loaded.config {
+        Ok(config) => {
+            let identity = Identity::from_environment(&sources.environment, config.module)?;
+            parts.push(engines::examine(config, &loaded.board));
+            parts.push(storage::examine(&root, config, &loaded.board));
+            parts.push(certificates::examine(&config.cloud.tls, &loaded.board.clock));
+            parts.push(link::examine(config, identity)?);
+        }
+        Err(mistakes) => parts.push(Part {
+            name: "configuration",
+            facts: Vec::new(),
+            findings: mistakes.0.iter().map(|mistake| Finding::problem(mistake.to_string())).collect(),
+        }),
+    }
+    let page = Page::new(&loaded.board, parts);
+    print(&if arguments.json { json(&page)? } else { page.to_string() })?;
+    loaded.config?;
+    match page.problems {
+        0 => Ok(()),
+        problems => Err(Error::Doctor(problems)),
+    }
+}

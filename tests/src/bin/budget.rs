@@ -204,9 +204,7 @@ fn confined(budget: &mut Budget, directory: &Path) -> Result<(), Failure> {
 }
 
 fn start(data: &Path, broker: &str, more: &[&str]) -> Result<Agent, Failure> {
-    // Rows stay on the device: what uploads write is not what capture writes.
-    let environment = [("EDGEWISE_UPLOAD_INTERVAL", "1h")];
-    Agent::start_with(data, DEVICE, broker, 0, more, &environment)
+    Agent::start(data, DEVICE, broker, 0, more)
 }
 
 /// Registers a bundle as the next version and waits until it serves.

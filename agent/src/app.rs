@@ -12,6 +12,7 @@ mod drain;
 mod local;
 mod managed;
 mod module;
+mod supervisor;
 mod tasks;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use crate::spool::SpoolError;
 use crate::vault::VaultError;
 use drain::Running;
 use managed::Managed;
+use supervisor::{Supervised, Supervisor};
 
 /// Why the agent could not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +156,12 @@ impl App {
         let mut signals = Signals::new()?;
         let mut running = Running::default();
         let address = self.http.local_address();
+        let supervised = Supervised {
+            readiness: self.readiness.subscribe(),
+            probe: self.http.probe(),
+            scorer: self.service.scorer.clone(),
+            address,
+        };
         let intake = &mut running.intake;
         intake.tasks.spawn("http", self.http.run(intake.stop.clone()));
         intake.tasks.spawn("routes", self.routes.run(intake.stop.clone()));
@@ -169,13 +177,16 @@ impl App {
         // For whoever starts the agent with port 0 and has to find it.
         println!("edgewise-agent: ready http=http://{address}");
 
+        let supervisor = Supervisor::from_environment();
         let outcome = tokio::select! {
             () = signals.stop() => Ok(()),
             (name, why) = running.first_to_end() => Err(Error::Ended(name, why)),
+            never = supervisor.watch(supervised) => match never {},
         };
         if let Err(error) = &outcome {
             tracing::error!(%error, "stopping");
         }
+        supervisor.stopping().await;
         running.drain(self.service, spool).await;
         outcome
     }

@@ -31,13 +31,22 @@ const QUEUE: usize = 4096;
 /// model sees, and little enough to count as rest.
 const STRAINED_SHARE: u32 = 4;
 
-/// Rows that share one durable write, and how long the first of them may wait for the others.
+/// Rows that share one durable write, and their bytes: what flash and file system add to it is no more than a tenth then.
 const GROUP_ROWS: usize = 512;
 /// See [`GROUP_ROWS`].
-const GROUP_WAIT: Duration = Duration::from_millis(100);
+const GROUP_BYTES: usize = 256 * 1024;
 
 /// Before this (2025-01-01), the wall clock is surely wrong: no agent is that old.
 pub const EARLIEST_MS: u64 = 1_735_689_600_000;
+
+/// How rows may wait for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// The most bytes of tensors that do.
+    pub bytes: usize,
+    /// The longest time that a row does, for others to share its write.
+    pub time: Duration,
+}
 
 /// The way into the spool. Cheap to clone.
 #[derive(Clone)]
@@ -50,6 +59,7 @@ pub struct Capture {
 pub struct Writer {
     shared: Arc<Shared>,
     queue: Receiver<Message>,
+    longest: Duration,
     spool: Arc<Mutex<Spool>>,
     appended: watch::Sender<u64>,
 }
@@ -106,18 +116,17 @@ struct Item {
     bytes: usize,
 }
 
-/// Makes the way into `spool`, on which requests of `queue_bytes` of tensors may wait for the disk. The receiver sees
-/// a change whenever rows were appended or shed.
+/// Makes the way into `spool`. The receiver sees a change whenever rows were appended or shed.
 pub fn open(
     spool: Arc<Mutex<Spool>>,
     boot_id: String,
-    queue_bytes: usize,
+    waiting: Waiting,
 ) -> (Capture, Writer, watch::Receiver<u64>) {
-    let shared = Arc::new(Shared::new(boot_id, queue_bytes));
+    let shared = Arc::new(Shared::new(boot_id, waiting.bytes));
     let (sender, queue) = sync_channel(QUEUE);
     let (appended, watcher) = watch::channel(0);
     let capture = Capture { shared: shared.clone(), queue: sender };
-    (capture, Writer { shared, queue, spool, appended }, watcher)
+    (capture, Writer { shared, queue, longest: waiting.time, spool, appended }, watcher)
 }
 
 impl Capture {
@@ -214,8 +223,8 @@ impl Writer {
         let mut group = Group::default();
         while let Ok(message) = self.queue.recv() {
             self.take(message, &mut group);
-            let until = Instant::now() + GROUP_WAIT;
-            while group.rows.len() < GROUP_ROWS && group.settled.is_empty() {
+            let until = Instant::now() + self.longest;
+            while !group.is_full() && group.settled.is_empty() {
                 match self.queue.recv_timeout(until.saturating_duration_since(Instant::now())) {
                     Ok(message) => self.take(message, &mut group),
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
@@ -255,11 +264,14 @@ impl Writer {
                 outputs: columns::of(&item.scored.outputs, batched.then_some(index)),
             };
             // A request can hold millions of rows: they are stored as they are made.
-            if group.rows.len() >= GROUP_ROWS {
+            if group.is_full() {
                 self.append(std::mem::take(group));
             }
             match row.encode() {
-                Ok(bytes) => group.rows.push(bytes),
+                Ok(bytes) => {
+                    group.bytes += bytes.len();
+                    group.rows.push(bytes);
+                }
                 Err(error) => {
                     tracing::debug!(model = %item.model, %error, "a row is not captured");
                     group.too_large += 1;
@@ -299,8 +311,15 @@ impl Writer {
 #[derive(Default)]
 struct Group {
     rows: Vec<Vec<u8>>,
+    bytes: usize,
     too_large: u64,
     settled: Vec<oneshot::Sender<u64>>,
+}
+
+impl Group {
+    fn is_full(&self) -> bool {
+        self.rows.len() >= GROUP_ROWS || self.bytes >= GROUP_BYTES
+    }
 }
 
 /// Milliseconds since 1970 by this device's clock; 0 for a clock before that.

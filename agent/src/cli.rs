@@ -2,6 +2,7 @@
 
 mod check;
 mod doctor;
+mod manual;
 mod score;
 mod show;
 mod table;
@@ -10,7 +11,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use engine::{LoadOptions, Provider};
 
 use crate::board::Board;
@@ -46,6 +48,18 @@ enum Command {
     /// Says what this machine is, whether the agent can work on it as it is configured, and what to change.
     #[command(after_help = EXIT_CODES)]
     Doctor(doctor::Arguments),
+    /// Prints the completions of this command line for a shell.
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Writes a manual page of the program and of each verb, for packages.
+    #[command(hide = true)]
+    Manual {
+        /// The directory; it is made where it is missing
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 /// What `run`, `config` and `doctor` are told. Values are read with the rest of the configuration, so that all mistakes in
@@ -94,12 +108,16 @@ struct EngineArguments {
 
 /// Does what the command line asks for and says how that went.
 pub fn main() -> ExitCode {
+    engine::try_libraries_apart();
+    crate::allocator::set_up();
     let result = match CommandLine::parse().command {
         Command::Run(configuration) => run(&configuration),
         Command::Check(arguments) => check::check(&arguments),
         Command::Score(arguments) => score::score(&arguments),
         Command::Config(arguments) => show::show(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
+        Command::Completions { shell } => completions(shell),
+        Command::Manual { directory } => manual::write(CommandLine::command(), &directory),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -120,6 +138,12 @@ fn run(configuration: &Configuration) -> Result<(), Error> {
     }
     let log_level = crate::log::start(&config.log)?;
     Ok(crate::app::run(config, identity, log_level)?)
+}
+
+fn completions(shell: Shell) -> Result<(), Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::command(), "edgewise-agent", &mut script);
+    print(&String::from_utf8_lossy(&script))
 }
 
 impl Configuration {
@@ -202,13 +226,26 @@ fn read_input(path: &Path) -> Result<Vec<u8>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
         CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_a_manual_page_with_its_options() {
+        let directory = tempfile::tempdir().unwrap();
+        manual::write(CommandLine::command(), directory.path()).unwrap();
+        let page = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+        let program = page("edgewise-agent.1");
+        for part in ["edgewise\\-agent\\-run(1)", "EXIT STATUS", "/etc/edgewise/agent.toml", "WATCHDOG_USEC"]
+        {
+            assert!(program.contains(part), "{part} is not in:\n{program}");
+        }
+        let run = page("edgewise-agent-run.1");
+        assert!(run.contains("\\-\\-onnxruntime") && run.contains("\n  78  the configuration"), "{run}");
+        assert!(!directory.path().join("edgewise-agent-manual.1").exists());
     }
 
     #[test]

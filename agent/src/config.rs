@@ -31,6 +31,7 @@ pub use route::Route;
 pub(crate) use value::in_units;
 
 use crate::board::Board;
+use crate::capture::Waiting;
 use crate::log::Format;
 use crate::settings::{MAX_INSTANCES, MAX_QUEUE, MAX_THREADS, Settings};
 use layers::Layers;
@@ -107,8 +108,8 @@ pub struct Config {
     pub engine: Engine,
     /// What is captured where the cloud says nothing else.
     pub collect: Collect,
-    /// Most memory that captured requests may take while they wait for the disk, in bytes.
-    pub capture_queue_bytes: usize,
+    /// How captured requests may wait for the disk.
+    pub capture: Waiting,
     /// Most disk that captured rows may take, in bytes.
     pub spool_max_bytes: u64,
     /// Most disk that models may take, in bytes.
@@ -269,7 +270,8 @@ fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
     let engine = read_engine(reader);
     let enabled = reader.value("collect.enabled", value::boolean);
     let rate = reader.value("collect.rate", value::number(0.0..=1.0));
-    let capture_queue_bytes = reader.value("collect.queue_bytes", value::in_memory(1 << 20..=1 << 30));
+    let write_interval = reader.value("collect.write_interval", value::duration(SECOND / 100..=SECOND * 60));
+    let queue_bytes = reader.value("collect.queue_bytes", value::in_memory(1 << 20..=1 << 30));
     let spool_max_bytes = reader.value("spool.max_bytes", value::bytes(8 << 20..=1 << 40));
     let vault_max_bytes = reader.value("vault.max_bytes", value::bytes(16 << 20..=1 << 40));
     let upload_interval =
@@ -287,7 +289,7 @@ fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
         http: http?,
         engine: engine?,
         collect: Collect { enabled: enabled?, rate: rate? },
-        capture_queue_bytes: capture_queue_bytes?,
+        capture: Waiting { bytes: queue_bytes?, time: write_interval? },
         spool_max_bytes: spool_max_bytes?,
         vault_max_bytes: vault_max_bytes?,
         upload_interval: upload_interval?,

@@ -1,7 +1,7 @@
 //! The HTTP server: who may come in, how many at once, for how long, and what is answered where.
 //!
 //! - `inference` the Open Inference Protocol; `azure` `/score` as Azure ML serves it, with its `swagger`;
-//! - `metrics` what is counted; `intake` the reading of bodies; `failure` the errors.
+//! - `metrics` what is counted; `intake` the reading of bodies; `failure` the errors; `probe` whether it still answers.
 //!
 //! Invariants:
 //! - Memory is bounded whoever calls: connections, headers, each body and all bodies together have limits.
@@ -14,6 +14,7 @@ mod failure;
 mod inference;
 mod intake;
 mod metrics;
+mod probe;
 mod swagger;
 
 use std::net::SocketAddr;
@@ -31,14 +32,16 @@ use cloud_sync::name::ModelName;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::failure::Failure;
 use self::intake::Intake;
 use self::metrics::HttpCounters;
+pub use self::probe::Probe;
 use crate::config;
 use crate::metrics::Source;
 use crate::service::Service;
@@ -133,6 +136,7 @@ pub struct Server {
     address: SocketAddr,
     router: Router,
     options: Options,
+    probe: (Probe, mpsc::Receiver<DuplexStream>),
 }
 
 impl Server {
@@ -151,12 +155,17 @@ impl Server {
         let listener = TcpListener::bind(options.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
         let router = router(&options, service, readiness, metrics);
-        Ok(Self { listener, address, router, options })
+        Ok(Self { listener, address, router, options, probe: Probe::new() })
     }
 
     /// Where it listens, with the port that it was given.
     pub fn local_address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What asks this server whether it still answers.
+    pub fn probe(&self) -> Probe {
+        self.probe.0.clone()
     }
 
     /// Serves until `stop`; then takes no more requests, finishes those under way and returns, after at most
@@ -165,22 +174,31 @@ impl Server {
     /// # Errors
     /// None: it ends only when it is told to.
     pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
+        let Self { listener, router, options, probe: (_probe, mut probes), .. } = self;
         let connections = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(self.options.max_connections));
+        let places = Arc::new(Semaphore::new(options.max_connections));
         let drop_all = CancellationToken::new();
         loop {
             let accepted = async {
                 // The semaphore is never closed; without a place there is nothing to do but wait.
                 let place = places.clone().acquire_owned().await.ok();
-                self.listener.accept().await.map(|(stream, _)| (stream, place))
+                listener.accept().await.map(|(stream, _)| (stream, place))
             };
             let accepted = tokio::select! {
                 accepted = accepted => accepted,
+                Some(stream) = probes.recv() => {
+                    connections.spawn(serve(stream, router.clone(), options.read_timeout, stop.clone()));
+                    continue;
+                }
                 () = stop.cancelled() => break,
             };
             match accepted {
                 Ok((stream, place)) => {
-                    let serve = self.serve(stream, stop.clone());
+                    // Without it an answer in two writes waits for the client's delayed acknowledgement.
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "TCP_NODELAY is refused");
+                    }
+                    let serve = serve(stream, router.clone(), options.read_timeout, stop.clone());
                     let drop_all = drop_all.clone();
                     connections.spawn(async move {
                         let _place = place;
@@ -193,7 +211,7 @@ impl Server {
                 }
             }
         }
-        drop(self.listener);
+        drop(listener);
         connections.close();
         if tokio::time::timeout(FAREWELL, connections.wait()).await.is_err() {
             tracing::warn!(connections = connections.len(), "still answering {FAREWELL:?} after the stop");
@@ -201,30 +219,28 @@ impl Server {
         }
         Ok(())
     }
+}
 
-    /// One connection, until its end or, after `stop`, until its last answer.
-    fn serve(&self, stream: TcpStream, stop: CancellationToken) -> impl Future<Output = ()> + use<> {
-        let service = TowerToHyperService::new(self.router.clone());
-        let timeout = self.options.read_timeout;
-        async move {
-            // Without it an answer in two writes waits for the client's delayed acknowledgement.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY is refused");
-            }
-            let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(timeout);
-            let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended badly");
-            }
+/// One connection, until its end or, after `stop`, until its last answer.
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    router: Router,
+    timeout: Duration,
+    stop: CancellationToken,
+) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(timeout);
+    let service = TowerToHyperService::new(router);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
         }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended badly");
     }
 }
 

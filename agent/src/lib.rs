@@ -16,8 +16,9 @@
 //! | [`metrics`], [`exposition`] | what is counted, as Prometheus reads it |
 //! | [`module`] | the agent as a module of Azure IoT Edge |
 //! | [`cli`], [`config`], [`log`], [`error`] | the command line, what it is told, how it speaks and ends |
-//! | [`durable`] | files that survive a power cut |
+//! | [`durable`], [`allocator`] | files that survive a power cut; memory that goes back |
 
+pub mod allocator;
 pub mod app;
 pub mod board;
 pub mod body;

@@ -201,6 +201,8 @@ impl Module {
 
     /// Has the agent send all rows; gives its ledger.
     pub fn flush(&self) -> Result<Value, Failure> {
+        // One that was started again is ready before it is connected.
+        self.edge.wait_for_connects(1)?;
         match self.invoke("flush", json!({}))? {
             (200, ledger) if ledger["held"] == 0 => Ok(ledger),
             other => Err(format!("not all rows left: {other:?}")),

@@ -1,4 +1,7 @@
 //! The product's programs as child processes, ended when they go out of scope.
+//!
+//! They lie beside the program that starts them, save for an agent that the variable `EDGEWISE_AGENT` names: a path, to an
+//! agent that was built otherwise or to a script that becomes one (`tests/emulated`).
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -50,7 +53,8 @@ pub struct Agent {
 
 /// The path of one of our programs.
 pub fn program(name: &str) -> PathBuf {
-    crate::target().join(name)
+    let other = if name == "edgewise-agent" { std::env::var_os("EDGEWISE_AGENT") } else { None };
+    other.map_or_else(|| crate::target().join(name), PathBuf::from)
 }
 
 impl Process {

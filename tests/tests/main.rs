@@ -25,3 +25,4 @@ mod module;
 mod registry_rules;
 mod resume;
 mod shutdown;
+mod supervised;

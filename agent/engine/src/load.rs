@@ -9,9 +9,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Model;
-use crate::onnxruntime;
+use crate::onnx::OnnxFile;
 use crate::tensor::DataType;
-use crate::tract::{self, OnnxFile};
+use crate::{onnxruntime, tract};
 
 /// What should run a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -20,7 +20,7 @@ pub enum Provider {
     /// ONNX Runtime on the CPU where its library is found and takes the model, else tract.
     #[default]
     Auto,
-    /// tract, the engine that is compiled in.
+    /// tract, the engine that is compiled in with feature `tract`.
     Tract,
     /// ONNX Runtime on the CPU.
     Cpu,
@@ -105,7 +105,8 @@ pub struct LoadOptions {
     pub provider: Provider,
     /// Threads within one operator on ONNX Runtime; 0 is one per core. tract uses the calling thread.
     pub threads: usize,
-    /// Where ONNX Runtime's library is. Without it: `ORT_DYLIB_PATH`, beside the binary, the system's loader.
+    /// Where ONNX Runtime's library is. Without it: `ORT_DYLIB_PATH`, beside the binary, `../lib/edgewise` from there,
+    /// the system's loader.
     pub onnxruntime: Option<PathBuf>,
 }
 
@@ -229,11 +230,12 @@ impl LoadError {
 /// Loads a model from the bytes of its ONNX file. The caller bounds their number.
 ///
 /// # Errors
-/// See [`LoadError`]. Nothing in `onnx` makes this panic, but two things can end the process, which it can't catch: a
-/// graph that computes a tensor larger than memory, and a library of ONNX Runtime that crashes while it is loaded.
+/// See [`LoadError`]. Nothing in `onnx` makes this panic, but a graph that computes a tensor larger than memory can end
+/// the process; so can a library of ONNX Runtime that crashes while it is loaded, in a program that has not called
+/// [`crate::try_libraries_apart`].
 pub fn load(onnx: &[u8], options: &LoadOptions) -> Result<Loaded, LoadError> {
     let before = resident_bytes();
-    let loaded = load_file(OnnxFile::read(onnx)?, onnx, options)?;
+    let loaded = load_file(OnnxFile::read(onnx)?, options)?;
     give_back_free_memory();
     Ok(Loaded { memory_bytes: resident_bytes().saturating_sub(before), ..loaded })
 }
@@ -254,7 +256,7 @@ pub struct Availability {
 pub fn available(options: &LoadOptions) -> Vec<Availability> {
     let named = Provider::ALL.iter().copied().filter(|provider| *provider != Provider::Auto);
     let find = |provider| match provider {
-        Provider::Tract => (Ok(tract::VERSION.to_owned()), None),
+        Provider::Tract => (tract::version(), None),
         _ => match onnxruntime::version(provider, options.onnxruntime.as_deref()) {
             Ok((version, library)) => (Ok(version), Some(library)),
             Err(why) => (Err(why), None),
@@ -268,36 +270,25 @@ pub fn available(options: &LoadOptions) -> Vec<Availability> {
 }
 
 /// Takes the file, so that what was read of it is gone before memory is measured.
-fn load_file(file: OnnxFile, onnx: &[u8], options: &LoadOptions) -> Result<Loaded, LoadError> {
+fn load_file(file: OnnxFile<'_>, options: &LoadOptions) -> Result<Loaded, LoadError> {
     match options.provider {
-        Provider::Tract => load_tract(file),
-        Provider::Auto => load_auto(file, onnx, options),
-        provider => onnxruntime::load(&file, onnx, provider, options),
+        Provider::Tract => tract::load(file),
+        Provider::Auto => load_auto(file, options),
+        provider => onnxruntime::load(&file, provider, options),
     }
-}
-
-fn load_tract(file: OnnxFile) -> Result<Loaded, LoadError> {
-    Ok(Loaded {
-        model: Box::new(tract::TractModel::load(file)?),
-        engine: Engine::Tract,
-        engine_version: tract::VERSION.to_owned(),
-        provider: Provider::Tract,
-        why: None,
-        memory_bytes: 0,
-    })
 }
 
 /// ONNX Runtime, else tract. A library that the caller named and that can't be loaded is an error here too: a path is
 /// an order, not a wish.
-fn load_auto(file: OnnxFile, onnx: &[u8], options: &LoadOptions) -> Result<Loaded, LoadError> {
-    let refusal = match onnxruntime::load(&file, onnx, Provider::Cpu, options) {
+fn load_auto(file: OnnxFile<'_>, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    let refusal = match onnxruntime::load(&file, Provider::Cpu, options) {
         Ok(loaded) => return Ok(loaded),
         Err(error @ LoadError::ProviderUnavailable { .. }) if options.onnxruntime.is_some() => {
             return Err(error);
         }
         Err(error) => error,
     };
-    match load_tract(file) {
+    match tract::load(file) {
         Ok(loaded) => Ok(Loaded { why: Some(refusal.to_string()), ..loaded }),
         Err(error) => Err(LoadError::NoEngine { onnxruntime: Box::new(refusal), tract: Box::new(error) }),
     }

@@ -1,5 +1,8 @@
 //! Both engines give the same: every model of `EDGEWISE_TEST_MODELS` (else `target/test-models`, which
 //! `tests/fetch-models` fills) and every sample bundle of the repository, scored on tract and on ONNX Runtime.
+//!
+//! Each of these models is left as a bundle with what it gave here, in `target/agreement/both`, or `onnxruntime` where
+//! tract refuses it, for `tests/agreement.py` to check it on another machine's engines.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,6 +14,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::golden::{self, Golden, Sample};
+use engine::json::write_all;
 use engine::{Data, DataType, Engine, LoadOptions, Loaded, Provider, Tensor, TensorSpec, Tensors, load};
 
 mod support;
@@ -54,7 +58,9 @@ fn every_model_gives_the_same_on_both_engines() {
         let inputs = inputs(&name, &runtime.model.signature().inputs);
         let outputs = runtime.model.score(&inputs).unwrap_or_else(|error| panic!("{name}: {error}"));
         let tract = engine(&onnx, Provider::Tract);
-        if let Some((_, reason)) = REFUSED_BY_TRACT.iter().find(|(part, _)| name.contains(part)) {
+        let refused = REFUSED_BY_TRACT.iter().find(|(part, _)| name.contains(part));
+        leave_bundle(file, if refused.is_some() { "onnxruntime" } else { "both" }, &inputs, &outputs);
+        if let Some((_, reason)) = refused {
             let error = tract.expect_err(&name).to_string();
             assert!(error.contains(reason), "{name}: {error}");
             continue;
@@ -167,6 +173,21 @@ fn hostile_bytes_never_panic_on_onnx_runtime() {
 
 fn engine(onnx: &[u8], provider: Provider) -> Result<Loaded, engine::LoadError> {
     load(onnx, &LoadOptions { provider, threads: 1, onnxruntime: Some(support::library()) })
+}
+
+/// The bundle `target/agreement/ENGINES/NAME` of a model, with these outputs for these inputs as its golden sample.
+fn leave_bundle(model: &Path, engines: &str, inputs: &Tensors, outputs: &Tensors) {
+    let directory = support::target().join("agreement").join(engines).join(model.file_stem().unwrap());
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::copy(model, directory.join("model.onnx")).unwrap();
+    let sample = serde_json::json!({ "inputs": write_all(inputs), "outputs": write_all(outputs) });
+    let golden = serde_json::json!({ "samples": [sample] });
+    std::fs::write(directory.join("golden.json"), golden.to_string()).unwrap();
+    std::fs::write(
+        directory.join("model.toml"),
+        format!("[golden]\nfile = \"golden.json\"\nrtol = {RTOL}\natol = {ATOL}\n"),
+    )
+    .unwrap();
 }
 
 fn models() -> PathBuf {

@@ -18,7 +18,8 @@ pub(super) fn serve(path: &Path, config: &Config, scorer: &Scorer) -> Result<(),
     let onnxruntime = config.engine.onnxruntime.clone();
     let proven = prove(&bundle, &name, 1, &settings, onnxruntime)
         .map_err(|source| Error::Local { bundle: path.to_owned(), source })?;
-    tracing::info!(model = %name, engine = %proven.facts.engine, provider = %proven.facts.provider, "serving a local bundle");
+    let facts = &proven.facts;
+    tracing::info!(model = %name, engine = %facts.engine, provider = %facts.provider, why = facts.why, "serving a local bundle");
     scorer.swap(proven)?;
     Ok(())
 }

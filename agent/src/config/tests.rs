@@ -191,7 +191,7 @@ fn what_is_left_open_follows_the_board() {
     assert_eq!(place(&small, "spool.max_bytes"), ("256 MiB", &Place::Board));
     assert_eq!(place(&small, "vault.max_bytes"), ("100 MiB", &Place::Flag("--flag")));
     assert_eq!(place(&small, "http.max_body_bytes"), ("8 MiB", &Place::Board));
-    assert_eq!(small.config.unwrap().capture_queue_bytes, 16 << 20);
+    assert_eq!(small.config.unwrap().capture.bytes, 16 << 20);
 
     // A container of 64 MiB on a partition of 600 MB: whole mebibytes, and never below the least.
     let tiny = loaded(|data| board(data, 1, 64 << 20, 600_000_000), &[]);

@@ -26,6 +26,7 @@ struct Served {
     stop: CancellationToken,
     running: JoinHandle<Result<(), String>>,
     address: SocketAddr,
+    probe: Probe,
     client: ureq::Agent,
 }
 
@@ -71,12 +72,12 @@ impl Served {
             exposition.family("agent_up", Kind::Gauge, "Whether it is.").sample(&[], 1);
         });
         let server = runtime.block_on(Server::bind(options, service, ready, metrics)).unwrap();
-        let address = server.local_address();
+        let (address, probe) = (server.local_address(), server.probe());
         let stop = CancellationToken::new();
         let running = runtime.spawn(server.run(stop.clone()));
         let config = ureq::Agent::config_builder().http_status_as_error(false);
         let client = config.timeout_global(Some(Duration::from_secs(20))).build().new_agent();
-        Self { runtime, scorer, readiness, stop, running, address, client }
+        Self { runtime, scorer, readiness, stop, running, address, probe, client }
     }
 
     /// With the sample model, proven as in the field.
@@ -537,4 +538,28 @@ fn bodies_together_have_a_bound() {
         .collect();
     assert!(answers.iter().any(|answer| answer.contains("503")), "{answers:?}");
     assert!(answers.iter().any(|answer| answer.contains("408")), "{answers:?}");
+}
+
+#[test]
+fn a_probe_is_answered_past_a_crowd_and_not_by_a_server_that_stands_still() {
+    let alive = |served: &Served| {
+        let asked = async { tokio::time::timeout(Duration::from_secs(10), served.probe.is_alive()).await };
+        served.runtime.block_on(asked)
+    };
+    let served = Served::new(Options { max_connections: 1, ..options() }, Duration::from_secs(10));
+    let mut crowd = TcpStream::connect(served.address).unwrap();
+    crowd.write_all(b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    crowd.read_exact(&mut [0; 12]).unwrap();
+    assert_eq!(alive(&served), Ok(true), "the only place is taken");
+    served.stop.cancel();
+    drop(crowd);
+    served.runtime.block_on(async {
+        while !served.running.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(alive(&served), Ok(false), "the server has ended");
+    let (probe, _still) = Probe::new();
+    let asked = async { tokio::time::timeout(Duration::from_millis(100), probe.is_alive()).await };
+    assert!(served.runtime.block_on(asked).is_err(), "nobody answers");
 }

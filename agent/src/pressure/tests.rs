@@ -160,7 +160,8 @@ async fn capture_backs_off_while_scoring_goes_on_and_every_row_is_counted() {
     let laid = board();
     let directory = tempfile::tempdir().unwrap();
     let spool = Arc::new(Mutex::new(Spool::open(directory.path(), SpoolOptions::default()).unwrap()));
-    let (capture, writer, _appended) = crate::capture::open(spool.clone(), "boot".to_owned(), 1 << 20);
+    let waiting = crate::capture::Waiting { bytes: 1 << 20, time: Duration::from_millis(100) };
+    let (capture, writer, _appended) = crate::capture::open(spool.clone(), "boot".to_owned(), waiting);
     let writer = std::thread::spawn(move || writer.run());
     capture.set_collect(Collect::default());
     let service = Service { scorer: scorer(), capture, timeout: Duration::from_secs(30) };

@@ -2,14 +2,18 @@
 
 mod data;
 mod device;
+mod manual;
 mod model;
 mod module;
 mod output;
 mod serve;
 
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::client::Client;
 
@@ -69,6 +73,18 @@ enum Noun {
     /// Deploy the agent as a module of Azure IoT Edge.
     #[command(subcommand)]
     Module(module::Verb),
+    /// Print the completions of this command line for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write a manual page of the program and of each verb, for packages.
+    #[command(hide = true)]
+    Manual {
+        /// The directory; it is made where it is missing.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 /// Why a command failed: one line, and an exit code.
@@ -105,6 +121,7 @@ impl CliError {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    engine::try_libraries_apart();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,7 +144,16 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Noun::Command(arguments) => device::command(&context, arguments),
         Noun::Data(verb) => data::run(&context, verb),
         Noun::Module(verb) => module::run(&context, verb),
+        Noun::Completions { shell } => completions(shell),
+        Noun::Manual { directory } => manual::write(Cli::command(), &directory),
     }
+}
+
+fn completions(shell: Shell) -> Result<(), CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "edgewise", &mut script);
+    let written = std::io::stdout().write_all(&script);
+    written.map_err(|error| CliError::Failed(format!("writing the completions: {error}")))
 }
 
 /// What every command works with.
@@ -144,8 +170,6 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -15,22 +15,20 @@ use super::library::{Library, library};
 use crate::contain::contained;
 use crate::load::{Engine, LoadError, LoadOptions, Loaded, Provider, brief};
 use crate::model::{InputError, Model, ScoreError};
+use crate::onnx::{OnnxFile, Operator};
 use crate::signature::Signature;
 use crate::tensor::{Data, Element, Tensor, Tensors, elements};
-use crate::tract::{OnnxFile, Operator};
 
 /// Loads a model on ONNX Runtime.
 pub(crate) fn load(
-    file: &OnnxFile,
-    onnx: &[u8],
+    file: &OnnxFile<'_>,
     provider: Provider,
     options: &LoadOptions,
 ) -> Result<Loaded, LoadError> {
     let library = usable(provider, options.onnxruntime.as_deref())
         .map_err(|why| LoadError::unavailable(provider, why))?;
-    let bytes = file.bytes(onnx);
     let start = |provider, everything| {
-        contained(|| session(&library, &bytes, provider, options.threads, everything))
+        contained(|| session(&library, &file.bytes, provider, options.threads, everything))
             .unwrap_or_else(|panic| Err(Failure::Model(panic)))
     };
     // First as a whole on the provider; if it does not take every operator, with the rest on the CPU, and said so.
@@ -174,7 +172,7 @@ fn providers(provider: Provider) -> Vec<ExecutionProviderDispatch> {
 }
 
 /// ONNX Runtime says no in a sentence; where an operator or an opset is the reason, the error names it.
-fn refusal(file: &OnnxFile, why: &str) -> LoadError {
+fn refusal(file: &OnnxFile<'_>, why: &str) -> LoadError {
     let engine = Engine::OnnxRuntime;
     if let Some((_, newest)) = why.split_once("is till opset ") {
         let newest =

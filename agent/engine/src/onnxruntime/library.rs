@@ -1,10 +1,10 @@
 //! ONNX Runtime's library: where it is looked for, whether it can be used, and its one environment.
 //!
-//! Invariants: a library is tried here, step by step, before crate `ort` hears of it, because `ort` panics on one that
-//! it can't use; there is one library per process, and asking for another is an error; a failed search leaves nothing
-//! behind, so a later one can succeed.
+//! Invariants: a library has survived its [`trial`] before it is loaded, and is tried here, step by step, before crate
+//! `ort` hears of it, because `ort` panics on one that it can't use; there is one library per process, and asking for
+//! another is an error; a failed search leaves nothing behind, so a later one can succeed.
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString, OsStr, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 
+use super::trial;
 use crate::contain::contained;
 
 /// The version of the C API that the product is built against (feature `api-17` of crate `ort`): ONNX Runtime 1.17 and
@@ -48,24 +49,31 @@ pub(super) fn library(named: Option<&Path>) -> Result<Arc<Library>, String> {
             _ => Ok(Arc::clone(library)),
         };
     }
-    let found = find(named)?;
-    let environment = contained(|| environment(&found.path))
-        .and_then(|result| result)
-        .map_err(|why| format!("{}: {why}", found.path.display()))?;
-    tracing::debug!(path = %found.path.display(), version = found.version, "loaded ONNX Runtime");
-    let library = Arc::new(Library { path: found.path, version: found.version, environment });
+    let library = Arc::new(find(named)?);
+    tracing::debug!(path = %library.path.display(), version = library.version, "loaded ONNX Runtime");
     *loaded = Some(Arc::clone(&library));
     Ok(library)
 }
 
-struct Found {
-    path: PathBuf,
-    version: String,
+/// Loads a library, by its path or the loader's name for it, with all that can crash in a bad one; it stays loaded if it
+/// can be used.
+pub(super) fn load(name: &CStr) -> Result<Library, String> {
+    let handle = Handle::open(name).map_err(|why| format!("{}: {why}", name.to_string_lossy()))?;
+    use_open(handle, name)
 }
 
-/// Looks in order: the path that was named, `ORT_DYLIB_PATH`, beside the binary, the system's loader. The first two are
-/// orders: if there is nothing usable there, the search ends.
-fn find(named: Option<&Path>) -> Result<Found, String> {
+fn use_open(handle: Handle, name: &CStr) -> Result<Library, String> {
+    let told = |why: String| format!("{}: {why}", name.to_string_lossy());
+    let version = handle.version().map_err(told)?;
+    let path = handle.path().unwrap_or_else(|| PathBuf::from(OsStr::from_bytes(name.to_bytes())));
+    let environment = contained(|| environment(&path)).and_then(|result| result).map_err(told)?;
+    handle.keep();
+    Ok(Library { path, version, environment })
+}
+
+/// Looks in order: the path that was named, `ORT_DYLIB_PATH`, beside the binary, in its package's `lib/edgewise`, the
+/// system's loader. The first library that is there is it, whether it can be used or not.
+fn find(named: Option<&Path>) -> Result<Library, String> {
     if let Some(path) = named {
         return open(path);
     }
@@ -97,27 +105,23 @@ fn beside_binary() -> Vec<PathBuf> {
     directory.into_iter().chain(library).flat_map(files).collect()
 }
 
-fn open(path: &Path) -> Result<Found, String> {
-    let shown = path.display();
+fn open(path: &Path) -> Result<Library, String> {
+    let told = |why: String| format!("{}: {why}", path.display());
     // The loader takes a bare name for one of its own, and `ort` a relative path for one beside the binary.
-    let path = path.canonicalize().map_err(|error| format!("{shown}: {error}"))?;
-    refuse_truncated(&path).map_err(|why| format!("{shown}: {why}"))?;
-    let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| format!("{shown}: {error}"))?;
-    let handle = Handle::open(&name).map_err(|why| format!("{shown}: {why}"))?;
-    let version = handle.version().map_err(|why| format!("{shown}: {why}"))?;
-    handle.keep();
-    Ok(Found { path, version })
+    let file = path.canonicalize().map_err(|error| told(error.to_string()))?;
+    refuse_truncated(&file).map_err(told)?;
+    trial::survives(file.as_os_str()).map_err(told)?;
+    load(&CString::new(file.as_os_str().as_bytes()).map_err(|error| told(error.to_string()))?)
 }
 
 /// `None` if the loader knows no such library.
-fn open_by_name(name: &str) -> Option<Result<Found, String>> {
-    let handle = Handle::open(&CString::new(name).ok()?).ok()?;
-    let path = handle.path().unwrap_or_else(|| PathBuf::from(name));
-    let version = handle.version().map_err(|why| format!("{}: {why}", path.display()));
-    if version.is_ok() {
-        handle.keep();
+fn open_by_name(name: &str) -> Option<Result<Library, String>> {
+    if let Err(why) = trial::survives(OsStr::new(name)) {
+        return Some(Err(format!("{name}: {why}")));
     }
-    Some(version.map(|version| Found { path, version }))
+    let name = CString::new(name).ok()?;
+    let handle = Handle::open(&name).ok()?;
+    Some(use_open(handle, &name))
 }
 
 /// An open shared library, closed when dropped.

@@ -2,5 +2,7 @@
 
 mod engine;
 mod library;
+mod trial;
 
 pub(crate) use engine::{load, version};
+pub use trial::try_libraries_apart;

@@ -6,13 +6,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tract_onnx::pb::{AttributeProto, NodeProto};
-
-use super::OnnxFile;
-use super::file::class_count;
+use crate::onnx::{AttributeProto, NodeProto, OnnxFile, class_count};
 
 /// Why a file must not go to tract; `None` if nothing is known against it.
-pub(super) fn objection(file: &OnnxFile) -> Option<String> {
+pub(super) fn objection(file: &OnnxFile<'_>) -> Option<String> {
     file.nodes().into_iter().find_map(|node| match node.op_type.as_str() {
         "TreeEnsembleClassifier" => trees(node),
         "LinearClassifier" => surplus_coefficients(file, node),
@@ -57,7 +54,7 @@ fn is_forest(node: &NodeProto) -> bool {
 }
 
 /// A file may carry more coefficients than its input has features; ONNX Runtime does not read the rest.
-fn surplus_coefficients(file: &OnnxFile, node: &NodeProto) -> Option<String> {
+fn surplus_coefficients(file: &OnnxFile<'_>, node: &NodeProto) -> Option<String> {
     let count = |name| attribute(node, name).map(|attribute| attribute.floats.len());
     let (coefficients, rows) = (count("coefficients")?, count("intercepts")?);
     let input = file.signature.inputs.iter().find(|input| node.input.first() == Some(&input.name))?;
@@ -77,8 +74,8 @@ fn integers<'a>(node: &'a NodeProto, name: &str) -> &'a [i64] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::file::tests::{Sketch, labels, node};
     use super::*;
+    use crate::onnx::sketch::{Sketch, labels, node};
 
     /// One tree of three classes: node 0 asks, nodes 1 and 2 are leaves.
     fn forest(change: impl FnOnce(&mut dyn FnMut(&str, Vec<i64>))) -> Option<String> {

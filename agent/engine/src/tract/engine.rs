@@ -7,21 +7,25 @@
 //! Invariants: an operator that tract does not have, or would get wrong, is refused at load, not at the first score;
 //! there are at most [`PLANS`] plans; every call into tract is contained, since it asserts on what a file says.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use prost::Message;
 use tract_onnx::model::Onnx;
+use tract_onnx::pb::ModelProto;
 use tract_onnx::prelude as tract;
 use tract_onnx::prelude::{Datum, DatumType, InferenceModelExt, IntoRunnable};
 
-use super::{OnnxFile, distrust};
+use super::distrust;
 use crate::contain::contained;
-use crate::load::{Engine, LoadError, brief};
+use crate::load::{Engine, LoadError, Loaded, Provider, brief};
 use crate::model::{Model, ScoreError};
+use crate::onnx::OnnxFile;
 use crate::signature::Signature;
 use crate::tensor::{Data, DataType, Element, Tensor, Tensors, elements};
 
 /// tract's version, pinned in the workspace's Cargo.toml; a test compares the two.
-pub(crate) const VERSION: &str = "0.23.9";
+const VERSION: &str = "0.23.9";
 
 /// Plans kept for different shapes: each can hold its own arrangement of the weights, so their number bounds the
 /// memory; a client that alternates between more shapes pays for compiling them again.
@@ -45,8 +49,25 @@ const DOMAINS: [&str; 3] = ["ai.onnx", "ai.onnx.ml", "com.microsoft"];
 type Plan = Arc<tract::TypedRunnableModel>;
 type Shapes = Vec<Vec<usize>>;
 
+/// Loads a model on tract.
+pub(crate) fn load(file: OnnxFile<'_>) -> Result<Loaded, LoadError> {
+    Ok(Loaded {
+        model: Box::new(TractModel::load(file)?),
+        engine: Engine::Tract,
+        engine_version: VERSION.to_owned(),
+        provider: Provider::Tract,
+        why: None,
+        memory_bytes: 0,
+    })
+}
+
+/// The version of tract that is built in.
+pub(crate) fn version() -> Result<String, String> {
+    Ok(VERSION.to_owned())
+}
+
 /// A model that tract runs.
-pub(crate) struct TractModel {
+struct TractModel {
     signature: Signature,
     plans: Plans,
 }
@@ -60,21 +81,25 @@ enum Plans {
 
 impl TractModel {
     /// Compiles a file, or says what tract can't do with it.
-    pub(crate) fn load(mut file: OnnxFile) -> Result<TractModel, LoadError> {
+    fn load(file: OnnxFile<'_>) -> Result<TractModel, LoadError> {
         // What a file says about shapes inside the graph and of its outputs would bind lengths that its inputs leave
         // free; tract finds them out by itself.
         let onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
         refuse_unsupported(&file, &onnx)?;
-        file.name_nodes_apart();
+        let proto = ModelProto::decode(&*file.bytes);
+        let mut proto = proto.map_err(|error| LoadError::Corrupt { why: error.to_string() })?;
+        let signature = file.signature;
+        name_nodes_apart(&mut proto);
         let graph = contained(|| -> tract::TractResult<tract::InferenceModel> {
-            let parsed = onnx.parse(&file.proto, None)?;
+            let parsed = onnx.parse(&proto, None)?;
             match parsed.unresolved_inputs.as_slice() {
                 [] => Ok(parsed.model),
                 missing => Err(tract::TractError::msg(format!("nothing computes {}", missing.join(", ")))),
             }
         });
+        // The graph has weights of its own: a second copy need not wait for the plans.
+        drop(proto);
         let graph = in_words(graph).map_err(|why| LoadError::refused(Engine::Tract, why))?;
-        let signature = file.signature;
         let plans = Plans::prove(graph, &signature).map_err(|why| LoadError::refused(Engine::Tract, why))?;
         Ok(TractModel { signature, plans })
     }
@@ -201,8 +226,19 @@ fn compile_symbolic(graph: tract::InferenceModel) -> Result<Plan, String> {
     }))
 }
 
+/// Gives every node a name of its own, as tract wants it.
+fn name_nodes_apart(proto: &mut ModelProto) {
+    let mut taken = HashSet::new();
+    for (index, node) in proto.graph.iter_mut().flat_map(|graph| &mut graph.node).enumerate() {
+        if !node.name.is_empty() && !taken.insert(node.name.clone()) {
+            node.name = format!("{}#{index}", node.name);
+            taken.insert(node.name.clone());
+        }
+    }
+}
+
 /// Refuses what tract would not run, or would run wrongly.
-fn refuse_unsupported(file: &OnnxFile, onnx: &Onnx) -> Result<(), LoadError> {
+fn refuse_unsupported(file: &OnnxFile<'_>, onnx: &Onnx) -> Result<(), LoadError> {
     let opset = file.opset("ai.onnx");
     if opset > NEWEST_OPSET {
         return Err(LoadError::UnsupportedOpset {
@@ -294,9 +330,9 @@ fn from_tract(value: &tract::Tensor, data_type: DataType) -> tract::TractResult<
 
 #[cfg(test)]
 mod tests {
-    use super::super::file::tests::{Sketch, labels, node};
     use super::*;
     use crate::golden::{self, Golden, GoldenError, Sample};
+    use crate::onnx::sketch::{Sketch, labels, node};
     use proptest::prelude::*;
 
     const FLOAT: i32 = 1;
@@ -394,10 +430,11 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_bytes_are_an_error_or_a_model(cut in any::<prop::sample::Index>(), flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)) {
-            let mut softmax = node("Softmax", "", &["h"], &["y"]);
-            softmax.attribute.push(tract_onnx::pb::AttributeProto { name: "axis".into(), r#type: 2, i: 1, ..Default::default() });
-            let sketch = Sketch { nodes: vec![node("Relu", "", &["x"], &["h"]), softmax], ..Sketch::unary("Relu") };
-            let mut bytes = sketch.bytes();
+            let nodes = vec![node("Relu", "", &["x"], &["h"]), node("Softmax", "", &["h"], &["y"])];
+            let mut proto = ModelProto::decode(&*Sketch { nodes, ..Sketch::unary("Relu") }.bytes()).unwrap();
+            let axis = tract_onnx::pb::AttributeProto { name: "axis".into(), r#type: 2, i: 1, ..Default::default() };
+            proto.graph.as_mut().unwrap().node[1].attribute.push(axis);
+            let mut bytes = proto.encode_to_vec();
             for (at, byte) in &flips {
                 let at = at.index(bytes.len());
                 bytes[at] ^= byte;

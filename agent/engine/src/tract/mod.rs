@@ -1,8 +1,13 @@
-//! All that speaks to tract: the engine, and the reader of ONNX files, whose protobuf types are tract's.
+//! All that speaks to tract. Without feature `tract` nothing of it is compiled, and there is an explanation in its place.
 
+#[cfg(not(feature = "tract"))]
+mod absent;
+#[cfg(feature = "tract")]
 mod distrust;
+#[cfg(feature = "tract")]
 mod engine;
-mod file;
 
-pub(crate) use engine::{TractModel, VERSION};
-pub(crate) use file::{OnnxFile, Operator};
+#[cfg(not(feature = "tract"))]
+pub(crate) use absent::{load, version};
+#[cfg(feature = "tract")]
+pub(crate) use engine::{load, version};

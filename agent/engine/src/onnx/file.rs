@@ -1,37 +1,30 @@
 //! What an ONNX file says, before any engine sees it.
 //!
 //! Both engines take their signature from here, so they can't differ in it. What neither of them can serve is refused
-//! here, by name. One thing is rewritten: a ZipMap, which skl2onnx puts behind the probabilities of a classifier by
-//! default and which turns a tensor into a sequence of maps, becomes an Identity, so that the output of the same name
-//! is the tensor itself, one column per class in the order of the class labels.
+//! here, by name, or rewritten where that is possible (see [`zipmap`]).
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use prost::Message;
-use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
-use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
-    TypeProto, ValueInfoProto, tensor_proto, type_proto,
-};
+use prost::{DecodeError, Message};
 
+use super::message::{
+    AttributeProto, Dimension, GraphProto, Length, ModelProto, NodeProto, SparseTensorProto, TensorProto,
+    ValueInfoProto,
+};
+use super::zipmap;
 use crate::load::{LoadError, onnx_data_type};
 use crate::signature::{Signature, TensorSpec};
 
-/// The ONNX number of type float.
-const FLOAT: i32 = 1;
 /// The standard's own name for its domain, which files leave empty.
-const STANDARD: &str = "ai.onnx";
-/// The domain of classical models.
-const CLASSICAL: &str = "ai.onnx.ml";
-/// An opset that has Identity and that both engines know, for files that import only other domains.
-const IDENTITY_OPSET: i64 = 13;
+pub(super) const STANDARD: &str = "ai.onnx";
 
 /// A file that is whole, holds its weights, and has only tensors as inputs and outputs.
-pub(crate) struct OnnxFile {
-    pub(super) proto: ModelProto,
+pub(crate) struct OnnxFile<'a> {
+    /// What an engine loads.
+    pub(crate) bytes: Cow<'a, [u8]>,
     pub(crate) signature: Signature,
-    rewritten: bool,
+    model: ModelProto,
 }
 
 /// An operator as a file names it.
@@ -42,35 +35,35 @@ pub(crate) struct Operator<'a> {
 }
 
 impl<'a> Operator<'a> {
-    fn of(node: &'a NodeProto, file: &OnnxFile) -> Operator<'a> {
+    fn of(node: &'a NodeProto, file: &OnnxFile<'_>) -> Operator<'a> {
         let domain = domain(&node.domain);
         Operator { op: &node.op_type, domain, opset: file.opset(domain) }
     }
 }
 
-impl OnnxFile {
+impl<'a> OnnxFile<'a> {
     /// Reads and checks a file.
-    pub(crate) fn read(bytes: &[u8]) -> Result<OnnxFile, LoadError> {
-        let corrupt = |why: String| LoadError::Corrupt { why };
-        let mut proto = ModelProto::decode(bytes).map_err(|error| corrupt(error.to_string()))?;
-        let graph = proto.graph.as_mut().ok_or_else(|| corrupt("it holds no graph".into()))?;
-        if graph.output.is_empty() {
-            return Err(corrupt("its graph has no output".into()));
+    pub(crate) fn read(bytes: &'a [u8]) -> Result<OnnxFile<'a>, LoadError> {
+        let corrupt = |error: DecodeError| LoadError::Corrupt { why: error.to_string() };
+        let model = ModelProto::decode(bytes).map_err(corrupt)?;
+        match zipmap::replaced(bytes, &model).map_err(corrupt)? {
+            None => OnnxFile::checked(bytes.into(), model),
+            Some(bytes) => {
+                let model = ModelProto::decode(bytes.as_slice()).map_err(corrupt)?;
+                OnnxFile::checked(bytes.into(), model)
+            }
         }
-        refuse_external_data(graph)?;
-        proto.functions.iter().try_for_each(|function| refuse_external_constants(&function.node))?;
-        let rewritten = replace_zipmaps(graph);
-        let signature = signature(graph)?;
-        let imports_standard = proto.opset_import.iter().any(|import| domain(&import.domain) == STANDARD);
-        if rewritten && !imports_standard {
-            proto.opset_import.push(OperatorSetIdProto { domain: String::new(), version: IDENTITY_OPSET });
-        }
-        Ok(OnnxFile { proto, signature, rewritten })
     }
 
-    /// The file's bytes: `original`, which it was read from, unless something was rewritten.
-    pub(crate) fn bytes<'a>(&self, original: &'a [u8]) -> Cow<'a, [u8]> {
-        if self.rewritten { Cow::Owned(self.proto.encode_to_vec()) } else { Cow::Borrowed(original) }
+    fn checked(bytes: Cow<'a, [u8]>, model: ModelProto) -> Result<OnnxFile<'a>, LoadError> {
+        let corrupt = |why: &str| LoadError::Corrupt { why: why.into() };
+        let graph = model.graph.as_ref().ok_or_else(|| corrupt("it holds no graph"))?;
+        if graph.output.is_empty() {
+            return Err(corrupt("its graph has no output"));
+        }
+        refuse_external_data(graph)?;
+        model.functions.iter().try_for_each(|function| refuse_external_constants(&function.node))?;
+        Ok(OnnxFile { bytes, signature: signature(graph)?, model })
     }
 
     /// The version of a domain that the file imports; 0 if none.
@@ -80,7 +73,7 @@ impl OnnxFile {
 
     /// The operator sets that the file imports: domain and version.
     pub(crate) fn opsets(&self) -> impl Iterator<Item = (&str, i64)> {
-        self.proto.opset_import.iter().map(|import| (domain(&import.domain), import.version))
+        self.model.opset_import.iter().map(|import| (domain(&import.domain), import.version))
     }
 
     /// Every operator in the graph and in the graphs inside its nodes.
@@ -88,21 +81,10 @@ impl OnnxFile {
         self.nodes().into_iter().map(|node| Operator::of(node, self)).collect()
     }
 
-    /// Gives every node a name of its own, as tract wants it.
-    pub(super) fn name_nodes_apart(&mut self) {
-        let mut taken = HashSet::new();
-        for (index, node) in self.proto.graph.iter_mut().flat_map(|graph| &mut graph.node).enumerate() {
-            if !node.name.is_empty() && !taken.insert(node.name.clone()) {
-                node.name = format!("{}#{index}", node.name);
-                taken.insert(node.name.clone());
-            }
-        }
-    }
-
     /// Every node of the graph and of the graphs inside its nodes.
-    pub(super) fn nodes(&self) -> Vec<&NodeProto> {
+    pub(crate) fn nodes(&self) -> Vec<&NodeProto> {
         let mut nodes = Vec::new();
-        let mut graphs: Vec<&GraphProto> = self.proto.graph.iter().collect();
+        let mut graphs: Vec<&GraphProto> = self.model.graph.iter().collect();
         while let Some(graph) = graphs.pop() {
             nodes.extend(&graph.node);
             let attributes = graph.node.iter().flat_map(|node| &node.attribute);
@@ -124,54 +106,30 @@ fn subgraphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
 /// Refuses weights in other files: there is no other file where a model comes as bytes, and a path in a model could
 /// point anywhere on the device.
 fn refuse_external_data(graph: &GraphProto) -> Result<(), LoadError> {
-    let sparse = graph.sparse_initializer.iter();
-    let sparse = sparse.flat_map(|sparse| sparse.values.iter().chain(&sparse.indices));
-    graph.initializer.iter().chain(sparse).try_for_each(refuse_external)?;
+    graph.initializer.iter().try_for_each(refuse_external)?;
+    graph.sparse_initializer.iter().try_for_each(refuse_external_sparse)?;
     refuse_external_constants(&graph.node)
 }
 
 fn refuse_external_constants(nodes: &[NodeProto]) -> Result<(), LoadError> {
     nodes.iter().flat_map(|node| &node.attribute).try_for_each(|attribute| {
         attribute.t.iter().chain(&attribute.tensors).try_for_each(refuse_external)?;
+        let mut sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);
+        sparse.try_for_each(refuse_external_sparse)?;
         subgraphs(attribute).try_for_each(refuse_external_data)
     })
 }
 
+fn refuse_external_sparse(tensor: &SparseTensorProto) -> Result<(), LoadError> {
+    tensor.values.iter().chain(&tensor.indices).try_for_each(refuse_external)
+}
+
 fn refuse_external(tensor: &TensorProto) -> Result<(), LoadError> {
-    let external = tensor.data_location == Some(tensor_proto::DataLocation::External as i32);
-    if external || !tensor.external_data.is_empty() {
+    if tensor.data_location == TensorProto::EXTERNAL || !tensor.external_data.is_empty() {
         Err(LoadError::ExternalData { tensor: tensor.name.clone() })
     } else {
         Ok(())
     }
-}
-
-/// Turns each ZipMap behind an output into an Identity and gives the output the type of a tensor.
-fn replace_zipmaps(graph: &mut GraphProto) -> bool {
-    let mut rewritten = false;
-    for node in graph.node.iter_mut().filter(|node| node.op_type == "ZipMap" && node.domain == CLASSICAL) {
-        let Some(output) = graph.output.iter_mut().find(|output| node.output.first() == Some(&output.name))
-        else {
-            continue;
-        };
-        let classes = class_count(node).and_then(|classes| i64::try_from(classes).ok());
-        let columns = classes.filter(|classes| *classes > 0).map(dimension::Value::DimValue);
-        let dim = [None, columns].map(|value| Dimension { denotation: String::new(), value }).to_vec();
-        let tensor = type_proto::Tensor { elem_type: FLOAT, shape: Some(TensorShapeProto { dim }) };
-        output.r#type =
-            Some(TypeProto { denotation: String::new(), value: Some(type_proto::Value::TensorType(tensor)) });
-        node.op_type = "Identity".into();
-        node.domain = String::new();
-        node.attribute.clear();
-        rewritten = true;
-    }
-    rewritten
-}
-
-/// The number of class labels that a classical node carries; `None` if it carries none.
-pub(super) fn class_count(node: &NodeProto) -> Option<usize> {
-    let labels = node.attribute.iter().filter(|attribute| attribute.name.starts_with("classlabels_"));
-    labels.map(|attribute| attribute.ints.len().max(attribute.strings.len())).max()
 }
 
 fn signature(graph: &GraphProto) -> Result<Signature, LoadError> {
@@ -190,8 +148,7 @@ fn spec(side: &str, value: &ValueInfoProto, needs_rank: bool) -> Result<TensorSp
     if value.name.is_empty() {
         return Err(interface("it has no name"));
     }
-    let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|t| t.value.as_ref())
-    else {
+    let Some(tensor) = value.r#type.as_ref().and_then(|r#type| r#type.tensor_type.as_ref()) else {
         return Err(interface(
             "it is a sequence, map or optional, not a tensor: export the model with tensors only \
              (for scikit-learn classifiers: convert_sklearn(..., options={'zipmap': False}))",
@@ -208,14 +165,20 @@ fn spec(side: &str, value: &ValueInfoProto, needs_rank: bool) -> Result<TensorSp
 
 fn length(dimension: &Dimension) -> Option<usize> {
     match dimension.value {
-        Some(dimension::Value::DimValue(length)) => usize::try_from(length).ok(),
+        Some(Length::DimValue(length)) => usize::try_from(length).ok(),
         _ => None,
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::message::{OperatorSetIdProto, TensorShapeProto, TensorTypeProto, TypeProto};
     use super::*;
+
+    /// The ONNX number of type float.
+    const FLOAT: i32 = 1;
+    /// The domain of classical models.
+    const CLASSICAL: &str = "ai.onnx.ml";
 
     /// A file of one graph; inputs and outputs are (name, number of the type, lengths).
     pub(crate) struct Sketch {
@@ -239,17 +202,14 @@ pub(crate) mod tests {
         pub(crate) fn proto(self) -> ModelProto {
             let value = |(name, elem_type, lengths): (&str, i32, Vec<i64>)| {
                 let dim = |length: i64| Dimension {
-                    denotation: String::new(),
                     value: Some(match length {
-                        -1 => dimension::Value::DimParam("N".into()),
-                        length => dimension::Value::DimValue(length),
+                        -1 => Length::DimParam("N".into()),
+                        length => Length::DimValue(length),
                     }),
                 };
                 let shape = Some(TensorShapeProto { dim: lengths.into_iter().map(dim).collect() });
-                let tensor = type_proto::Tensor { elem_type, shape };
-                let value = Some(type_proto::Value::TensorType(tensor));
-                let r#type = Some(TypeProto { denotation: String::new(), value });
-                ValueInfoProto { name: name.into(), r#type, doc_string: String::new() }
+                let tensor_type = Some(TensorTypeProto { elem_type, shape });
+                ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }) }
             };
             let graph = GraphProto {
                 node: self.nodes,
@@ -259,7 +219,6 @@ pub(crate) mod tests {
             };
             let import = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
             ModelProto {
-                ir_version: 8,
                 opset_import: vec![import("", self.opset), import(CLASSICAL, 3)],
                 graph: Some(graph),
                 ..ModelProto::default()
@@ -299,13 +258,19 @@ pub(crate) mod tests {
         let mut proto = sketch.proto();
         // A sequence of maps, which the reader knows nothing of.
         proto.graph.as_mut().unwrap().output[0].r#type = Some(TypeProto::default());
-        let bytes = proto.encode_to_vec();
+        let mut bytes = proto.encode_to_vec();
+        // A string of field 31 in another piece of the graph, as a later standard might have one.
+        const UNKNOWN: &[u8] = &[31 << 3 & 0x7f | 0x80 | 2, 1, 3, b'n', b'e', b'w'];
+        bytes.extend([7 << 3 | 2, UNKNOWN.len() as u8]);
+        bytes.extend(UNKNOWN);
 
         let file = OnnxFile::read(&bytes).unwrap();
         assert_eq!(file.signature.outputs[0].kind(), "FP32 [-1, 3]");
-        let again = OnnxFile::read(&file.bytes(&bytes)).unwrap();
-        assert_eq!(again.signature, file.signature);
-        assert!(again.operators().iter().all(|operator| operator.op != "ZipMap"));
+        let operators: Vec<&str> = file.operators().iter().map(|operator| operator.op).collect();
+        assert_eq!(operators, ["Softmax", "Identity"]);
+        // The bytes say the same as what was read, and a field that nobody knows is still in them.
+        assert_eq!(ModelProto::decode(&*file.bytes).unwrap(), file.model);
+        assert!(file.bytes.windows(UNKNOWN.len()).any(|window| window == UNKNOWN));
     }
 
     #[test]
@@ -315,7 +280,7 @@ pub(crate) mod tests {
             change(proto.graph.as_mut().unwrap());
             OnnxFile::read(&proto.encode_to_vec()).map(|_| ()).unwrap_err().to_string()
         };
-        let weight = TensorProto { name: "w".into(), data_location: Some(1), ..TensorProto::default() };
+        let weight = TensorProto { name: "w".into(), data_location: 1, ..TensorProto::default() };
         assert!(
             says(&|graph| graph.initializer.push(weight.clone()))
                 .starts_with("tensor `w` is kept in another file")
@@ -324,13 +289,8 @@ pub(crate) mod tests {
             says(&|graph| graph.output[0].r#type = None)
                 .starts_with("output `y`: it is a sequence, map or optional")
         );
-        let retype = |graph: &mut GraphProto, change: &dyn Fn(&mut type_proto::Tensor)| {
-            let Some(type_proto::Value::TensorType(tensor)) =
-                &mut graph.input[0].r#type.as_mut().unwrap().value
-            else {
-                panic!("not a tensor")
-            };
-            change(tensor);
+        let retype = |graph: &mut GraphProto, change: &dyn Fn(&mut TensorTypeProto)| {
+            change(graph.input[0].r#type.as_mut().unwrap().tensor_type.as_mut().unwrap());
         };
         assert!(
             says(&|graph| retype(graph, &|tensor| tensor.elem_type = 16)).starts_with("input `x`: type BF16")
@@ -348,8 +308,9 @@ pub(crate) mod tests {
         let mut proto = Sketch::unary("Relu").proto();
         let graph = proto.graph.as_mut().unwrap();
         graph.input.push(ValueInfoProto { name: "w".into(), ..graph.input[0].clone() });
-        graph.initializer.push(TensorProto { name: "w".into(), data_type: FLOAT, ..TensorProto::default() });
-        let file = OnnxFile::read(&proto.encode_to_vec()).unwrap();
+        graph.initializer.push(TensorProto { name: "w".into(), ..TensorProto::default() });
+        let bytes = proto.encode_to_vec();
+        let file = OnnxFile::read(&bytes).unwrap();
         assert_eq!(file.signature.inputs.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>(), ["x"]);
     }
 }

@@ -14,7 +14,7 @@ const WATCHDOG: Duration = Duration::from_secs(1);
 #[test]
 fn a_service_manager_hears_ready_signs_of_life_and_the_end() -> Result<(), Failure> {
     let mut site = Site::start("supervised")?;
-    site.bring(2)?;
+    site.bring(1)?;
     site.agent.process.kill();
     // Not in the target directory: a socket's path has at most 107 bytes.
     let place = std::env::temp_dir().join(format!("edgewise-notify-{}", std::process::id()));

@@ -148,6 +148,8 @@ fn completions(shell: Shell) -> Result<(), Error> {
 
 impl Configuration {
     fn sources(&self) -> Sources {
+        let local: Vec<_> = self.local.iter().map(|path| path.display().to_string()).collect();
+        let local = Some(local.join(",")).filter(|paths| !paths.is_empty());
         let flags = [
             ("--device", "device", &self.device),
             ("--cloud", "cloud.broker", &self.cloud),
@@ -156,6 +158,7 @@ impl Configuration {
             ("--onnxruntime", "engine.onnxruntime", &self.onnxruntime),
             ("--provider", "engine.provider", &self.provider),
             ("--log-level", "log.level", &self.log_level),
+            ("--local", "local", &local),
         ];
         let given = |(name, key, value): (_, _, &Option<String>)| {
             Some(Flag { name, key, value: value.as_ref()?.clone() })
@@ -168,7 +171,6 @@ impl Configuration {
             file: self.config.clone().or_else(|| variable("EDGEWISE_CONFIG")).or_else(standard),
             environment,
             flags: flags.into_iter().filter_map(given).collect(),
-            local: self.local.clone(),
             host_name,
             board: Some(Board::here),
         }
@@ -279,7 +281,7 @@ mod tests {
             let entry = entries.iter().find(|entry| entry.key == flag.key).unwrap();
             assert_eq!(entry.value, flag.value);
         }
-        assert_eq!(sources.flags.len(), 7);
-        assert_eq!(sources.local, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(sources.flags.len(), 8);
+        assert!(sources.flags.iter().any(|flag| flag.key == "local" && flag.value == "a,b"));
     }
 }

@@ -52,8 +52,6 @@ pub struct Sources {
     pub environment: Vec<(OsString, OsString)>,
     /// Flags that were given.
     pub flags: Vec<Flag>,
-    /// Bundles to serve without a cloud.
-    pub local: Vec<PathBuf>,
     /// The machine's host name.
     pub host_name: Option<String>,
     /// Describes the machine whose data directory is this one; without it nothing is known of it.
@@ -198,17 +196,12 @@ pub fn load(sources: &Sources) -> Loaded {
     board::fill(&mut entries, &board);
 
     let mut reader = Reader::new(&entries, Place::Default);
-    let config = read(&mut reader, &sources.local);
+    let config = read(&mut reader);
     mistakes.extend(reader.into_mistakes());
     let read_routes: Vec<Route> =
         routes.iter().filter_map(|section| route::read(section, &mut mistakes)).collect();
 
     entries.extend(routes.into_iter().flat_map(|section| section.entries));
-    entries.extend(sources.local.iter().map(|path| Entry {
-        key: "local".to_owned(),
-        value: path.display().to_string(),
-        place: LOCAL,
-    }));
     for entry in &mut entries {
         entry.value = mistake::without_credentials(&entry.value);
     }
@@ -254,16 +247,17 @@ impl Config {
     }
 }
 
-const LOCAL: Place = Place::Flag("--local");
-
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Reads every key; the routes have sections of their own. `None`: something is wrong, and kept in `reader`.
-fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
+fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let device = reader.value("device", value::parsed::<DeviceId>);
     let data = reader.value("data", |text| match text {
         "" => Err("must name a directory".to_owned()),
         text => Ok(PathBuf::from(text)),
+    });
+    let local = reader.optional("local", |text| {
+        Ok(text.split(',').map(|path| PathBuf::from(path.trim())).collect::<Vec<_>>())
     });
     let cloud = read_cloud(reader);
     let http = read_http(reader);
@@ -296,7 +290,7 @@ fn read(reader: &mut Reader<'_>, local: &[PathBuf]) -> Option<Config> {
         log: Log { level: level?, format: format? },
         module: Module { port: port?, token_lifetime: token_lifetime? },
         routes: Vec::new(),
-        local: local.to_vec(),
+        local: local?.unwrap_or_default(),
     })
 }
 

@@ -11,7 +11,6 @@ fn sources(file: Option<&Path>, environment: &[(&str, &str)], flags: &[(&'static
             .iter()
             .map(|(key, value)| Flag { name: "--flag", key, value: (*value).to_owned() })
             .collect(),
-        local: Vec::new(),
         host_name: Some("bench 7.lab\n".to_owned()),
         board: None,
     }
@@ -30,6 +29,13 @@ fn mistakes(sources: &Sources) -> Vec<Mistake> {
 fn place<'a>(loaded: &'a Loaded, key: &str) -> (&'a str, &'a Place) {
     let entry = loaded.entries.iter().find(|entry| entry.key == key).unwrap();
     (&entry.value, &entry.place)
+}
+
+#[test]
+fn local_bundles_are_a_list() {
+    let config = load(&sources(None, &[("EDGEWISE_LOCAL", "/a, /b/2")], &[])).config.unwrap();
+    assert_eq!(config.local, [PathBuf::from("/a"), PathBuf::from("/b/2")]);
+    assert!(load(&sources(None, &[], &[])).config.unwrap().local.is_empty());
 }
 
 #[test]

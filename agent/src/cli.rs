@@ -166,7 +166,7 @@ impl Configuration {
         let standard = || Some(PathBuf::from(STANDARD_FILE)).filter(|path| path.exists());
         let environment: Vec<_> = std::env::vars_os().collect();
         // A container's own host name is another one after each update.
-        let host_name = identity::name(&environment).or_else(|| sysinfo::System::host_name().ok());
+        let host_name = identity::name(&environment).or_else(host_name);
         Sources {
             file: self.config.clone().or_else(|| variable("EDGEWISE_CONFIG")).or_else(standard),
             environment,
@@ -182,6 +182,11 @@ impl EngineArguments {
         let onnxruntime = self.onnxruntime.clone().or_else(|| variable("EDGEWISE_ENGINE_ONNXRUNTIME"));
         LoadOptions { provider, threads: self.threads, onnxruntime }
     }
+}
+
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
 }
 
 /// A path in the environment; an empty variable counts as none, as in the configuration.

@@ -85,8 +85,7 @@ impl Managed {
         let spool =
             Spool::open(&config.data.join("spool"), SpoolOptions { max_bytes: config.spool_max_bytes })?;
         let spool = Arc::new(Mutex::new(spool));
-        let (capture, writer, appended) =
-            capture::open(spool.clone(), boot_id.clone(), config.capture);
+        let (capture, writer, appended) = capture::open(spool.clone(), boot_id.clone(), config.capture);
         let service = Service { scorer: scorer.clone(), capture, timeout: config.engine.timeout };
 
         let vault = Arc::new(Vault::open(&config.data.join("vault"), config.vault_max_bytes)?);

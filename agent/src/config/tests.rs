@@ -52,7 +52,7 @@ fn the_defaults_are_a_configuration_and_every_key_of_them_is_read() {
     assert!(config.has_something_to_serve().is_err());
 
     let mut reader = Reader::new(&loaded.entries, Place::Default);
-    read(&mut reader, &[]);
+    read(&mut reader);
     let keys: BTreeSet<String> = loaded.entries.iter().map(|entry| entry.key.clone()).collect();
     assert_eq!(reader.asked, keys);
 }

@@ -4,6 +4,11 @@
 //! one is exceeded. Times are printed and never judged: these machines are shared. The memory limit needs root.
 //! MB are millions of bytes.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "only JSON values are indexed, which give null for what is not there"
+)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -182,7 +187,8 @@ fn confined(budget: &mut Budget, directory: &Path) -> Result<(), Failure> {
     let data = directory.join("agent");
     fs::create_dir_all(&data).map_err(|error| format!("making {}: {error}", data.display()))?;
     let path = data.display().to_string();
-    let arguments = ["run", "--device", DEVICE, "--cloud", &cloud.mqtt, "--data", &path, "--http", "127.0.0.1:0"];
+    let arguments =
+        ["run", "--device", DEVICE, "--cloud", &cloud.mqtt, "--data", &path, "--http", "127.0.0.1:0"];
     let arguments = arguments.into_iter().chain(["--provider", "tract"]);
     let mut process = Process::start_program(&entry, "agent", arguments, &[], &data.join("agent.log"))?;
     process.wait_for_line("ready")?;
@@ -193,7 +199,9 @@ fn confined(budget: &mut Budget, directory: &Path) -> Result<(), Failure> {
     let pulled = wait_until(PATIENCE, || {
         let known = cloud.model_on(DEVICE, MODEL)?;
         match process.wait(Duration::ZERO) {
-            Some(code) => Ok(Err(format!("the agent ended with {code} within {LIMIT_BYTES} bytes of memory"))),
+            Some(code) => {
+                Ok(Err(format!("the agent ended with {code} within {LIMIT_BYTES} bytes of memory")))
+            }
             None if known["version"] == 2 && known["phase"] == "active" => Ok(Ok(())),
             None => Err(format!("the bundle is not there: {known}")),
         }
@@ -261,7 +269,8 @@ fn written(process: &Process) -> Result<u64, Failure> {
 /// The number behind a word of a file of the system.
 fn number(path: &str, word: &str) -> Result<u64, Failure> {
     let text = e2e::files::read(Path::new(path))?;
-    let value = text.lines().find_map(|line| line.strip_prefix(word)?.split_whitespace().next()?.parse().ok());
+    let value =
+        text.lines().find_map(|line| line.strip_prefix(word)?.split_whitespace().next()?.parse().ok());
     value.ok_or_else(|| format!("{path} has no {word}"))
 }
 
@@ -278,7 +287,9 @@ fn payload(directory: &Path) -> Result<u64, Failure> {
 }
 
 fn size(path: &Path) -> Result<u64, Failure> {
-    fs::metadata(path).map(|data| data.len()).map_err(|error| format!("measuring {}: {error}", path.display()))
+    fs::metadata(path)
+        .map(|data| data.len())
+        .map_err(|error| format!("measuring {}: {error}", path.display()))
 }
 
 fn megabytes(bytes: u64) -> f64 {
@@ -330,6 +341,8 @@ impl MemoryLimit {
 impl Drop for MemoryLimit {
     fn drop(&mut self) {
         // The kernel refuses while the last process is on its way out.
-        let _ = wait_until(Duration::from_secs(5), || fs::remove_dir(&self.group).map_err(|error| error.to_string()));
+        let _ = wait_until(Duration::from_secs(5), || {
+            fs::remove_dir(&self.group).map_err(|error| error.to_string())
+        });
     }
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::Log;
 
@@ -29,7 +29,7 @@ pub enum Format {
 
 /// The level of the running log. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+pub struct LogLevel(reload::Handle<Targets, Registry>);
 
 /// Lets a line that many messages could cause be logged now and then only.
 #[derive(Debug, Default)]
@@ -124,7 +124,7 @@ where
     }
 }
 
-fn filter(level: &str) -> Result<EnvFilter, LogError> {
+fn filter(level: &str) -> Result<Targets, LogError> {
     let wrong = |why: String| {
         let level = cloud_sync::limits::bounded_text(level);
         LogError::Level(format!(
@@ -137,14 +137,14 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
         let word = part.trim();
         // To the library, no word at all is a level too.
         let level = !word.is_empty() && word.parse::<LevelFilter>().is_ok();
-        !level && !word.contains(['=', '['])
+        !level && !word.contains('=')
     };
     if let Some(word) = level.split(',').find(|part| lone_word(part)) {
         return Err(wrong(format!("unknown level {word:?}")));
     }
     // It writes whole URLs, and with them what may be a secret; what fails is told by whoever asked for it.
     let quiet = [level, "ureq=off", "ureq_proto=off"].join(",");
-    EnvFilter::builder().parse(quiet).map_err(|error| wrong(error.to_string()))
+    quiet.parse::<Targets>().map_err(|error| wrong(error.to_string()))
 }
 
 #[cfg(test)]
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_is_no_level_is_refused() {
-        for good in ["info", "WARN", "off", "info,edgewise_agent=debug", "warn,engine[load]=trace"] {
+        for good in ["info", "WARN", "off", "info,edgewise_agent=debug", "warn,engine::load=trace"] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
         for bad in ["", "loud", "info,", "info,edgewise_agent", "edgewise_agent=loud"] {

@@ -4,7 +4,7 @@
 //! - Everything is read below one root directory, `/` in life, so that any board can be laid out in a test; the clock,
 //!   the room on a disk and the C library are asked of the system itself.
 //! - No value is made up: what the system does not tell is `None`.
-//! - [`Board::here`] comes back in bounded time, whatever the system's files do.
+//! - [`Board::here`] waits a bounded time for devices, and for one description at a time; defaults depend on none.
 
 mod cgroup;
 mod clock;
@@ -18,6 +18,7 @@ mod report;
 mod throttling;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ pub use throttling::{Cause, Throttling};
 
 /// How long the system may take to describe itself: a sensor behind a slow bus takes tenths of a second.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Whether a description is under way: one that never comes back must not be followed by others.
+static UNDER_WAY: AtomicBool = AtomicBool::new(false);
 
 /// A machine.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -76,6 +80,18 @@ impl Board {
             device.or_else(|| Disk::read(root, Path::new(held_by))?.medium)
         });
         Self {
+            system_disk: Disk::read(root, Path::new("/")),
+            swap_medium,
+            sensors: sensors(root),
+            throttling: Throttling::read(root),
+            gpus: graphics::gpus(root),
+            ..Self::outline(root, data)
+        }
+    }
+
+    /// What needs no device but the disk of `data`: all that defaults depend on is in it.
+    fn outline(root: &Root, data: &Path) -> Self {
+        Self {
             model: root
                 .text("/proc/device-tree/model")
                 .or_else(|| root.text("/sys/class/dmi/id/product_name")),
@@ -84,27 +100,35 @@ impl Board {
             operating_system: operating_system(root),
             c_library: c_library(),
             cores: Cores::read(root),
+            memory: Memory::read(root),
             disk: Disk::read(root, data),
-            system_disk: Disk::read(root, Path::new("/")),
-            swap_medium,
-            sensors: sensors(root),
-            throttling: Throttling::read(root),
             clock: Clock::read(root),
-            gpus: graphics::gpus(root),
-            memory,
+            ..Self::default()
         }
     }
 
-    /// This machine. What can't be read in time is as good as not told: then nothing of it is known.
+    /// This machine; without its devices where they don't answer in time.
     pub fn here(data: &Path) -> Self {
         let data = absolute(data);
         let (sender, answer) = mpsc::channel();
-        let read = move || drop(sender.send(Self::read(&Root::new("/"), &data)));
-        let board = std::thread::Builder::new().name("board".to_owned()).spawn(read).ok();
-        board.and_then(|_| answer.recv_timeout(PATIENCE).ok()).unwrap_or_else(|| {
-            tracing::warn!(after = ?PATIENCE, "this machine does not describe itself");
-            Self::default()
-        })
+        let whole = data.clone();
+        let read = move || {
+            let board = Self::read(&Root::new("/"), &whole);
+            UNDER_WAY.store(false, Ordering::Release);
+            drop(sender.send(board));
+        };
+        if !UNDER_WAY.swap(true, Ordering::AcqRel) {
+            match std::thread::Builder::new().name("board".to_owned()).spawn(read) {
+                Ok(_) => {
+                    if let Ok(board) = answer.recv_timeout(PATIENCE) {
+                        return board;
+                    }
+                }
+                Err(_) => UNDER_WAY.store(false, Ordering::Release),
+            }
+            tracing::warn!(after = ?PATIENCE, "this machine's devices do not describe themselves");
+        }
+        Self::outline(&Root::new("/"), &data)
     }
 
     /// The sensor that is nearest to its limit.

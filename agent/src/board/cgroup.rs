@@ -26,11 +26,13 @@ pub(super) fn memory(root: &Root) -> Vec<Memory> {
         // Above the soft limit the kernel takes memory back and slows the group down.
         let limits = ["memory.max", "memory.high"].map(|file| root.number(format!("{group}/{file}")));
         let limit = limits.into_iter().flatten().min()?;
-        used(root, group, "memory.current", "inactive_file").map(|used| Memory { limit, used })
+        used(root, group, "memory.current", ["inactive_file", "active_file"])
+            .map(|used| Memory { limit, used })
     };
     let first = |group: &String| {
         let limit = root.number(format!("{group}/memory.limit_in_bytes"))?;
-        used(root, group, "memory.usage_in_bytes", "total_inactive_file").map(|used| Memory { limit, used })
+        used(root, group, "memory.usage_in_bytes", ["total_inactive_file", "total_active_file"])
+            .map(|used| Memory { limit, used })
     };
     let mut found: Vec<Memory> = unified_groups(root).iter().filter_map(unified).collect();
     found.extend(groups(root, "memory").iter().filter_map(first));
@@ -60,11 +62,12 @@ pub(super) fn memory_pressure(root: &Root) -> Option<String> {
     files.into_iter().find(|file| root.has(file))
 }
 
-fn used(root: &Root, group: &str, usage: &str, cached: &str) -> Option<u64> {
+fn used(root: &Root, group: &str, usage: &str, cached: [&str; 2]) -> Option<u64> {
     let usage: u64 = root.number(format!("{group}/{usage}"))?;
     let statistics = root.text(format!("{group}/memory.stat")).unwrap_or_default();
-    let cached = field(&statistics, cached).and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
-    Some(usage.saturating_sub(cached))
+    let bytes =
+        |name: &str| field(&statistics, name).and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or(0);
+    Some(usage.saturating_sub(cached.map(bytes).into_iter().sum()))
 }
 
 fn unified_groups(root: &Root) -> Vec<String> {

@@ -12,12 +12,9 @@ pub(super) fn gpus(root: &Root) -> Vec<String> {
     } else if let Some(version) = root.text("/proc/driver/nvidia/version") {
         let line = version.lines().next().unwrap_or_default();
         let line = line.trim_start_matches("NVRM version:").trim();
-        let nodes = root
-            .list("/dev", "nvidia")
-            .iter()
-            .filter(|node| node.ends_with(|c: char| c.is_ascii_digit()))
-            .count();
-        found.push(format!("{nodes} × NVIDIA, driver {}", line.split("  ").nth(1).unwrap_or(line)));
+        // Not the nodes in /dev, which a service with devices of its own does not see.
+        let cards = root.list("/proc/driver/nvidia/gpus", "").len();
+        found.push(format!("{cards} × NVIDIA, driver {}", line.split("  ").nth(1).unwrap_or(line)));
     }
     // card0, not its connectors, as card0-HDMI-A-1.
     let cards = root.list("/sys/class/drm", "card").into_iter().filter(|card| !card.contains('-'));

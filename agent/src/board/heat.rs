@@ -7,6 +7,9 @@ use super::files::Root;
 /// Temperatures that a sensor can mean; one that is switched off says −273, 0 or nonsense.
 const SENSIBLE: std::ops::RangeInclusive<f64> = -60.0..=200.0;
 
+/// Limits that are meant: some firmware says 20 °C, at which a board would be critical all its life.
+const LEAST_CRITICAL: f64 = 60.0;
+
 /// Trip points of a thermal zone: the kernel's own limit is 12 on most boards.
 const MAX_TRIPS: usize = 16;
 
@@ -57,7 +60,7 @@ fn thermal_zone(root: &Root, zone: &str) -> Option<Sensor> {
     let critical = (0..MAX_TRIPS)
         .map_while(|trip| Some((trip, root.text(format!("{zone}/trip_point_{trip}_type"))?)))
         .find(|(_, kind)| kind == "critical")
-        .and_then(|(trip, _)| degrees(root, &format!("{zone}/trip_point_{trip}_temp")));
+        .and_then(|(trip, _)| limit(root, &format!("{zone}/trip_point_{trip}_temp")));
     Some(Sensor { name, celsius, critical })
 }
 
@@ -66,7 +69,11 @@ fn processor(root: &Root, monitor: &str) -> Option<Sensor> {
     PROCESSOR_SENSORS.contains(&name.as_str()).then_some(())?;
     // The first is the whole package.
     let celsius = degrees(root, &format!("{monitor}/temp1_input"))?;
-    Some(Sensor { name, celsius, critical: degrees(root, &format!("{monitor}/temp1_crit")) })
+    Some(Sensor { name, celsius, critical: limit(root, &format!("{monitor}/temp1_crit")) })
+}
+
+fn limit(root: &Root, file: &str) -> Option<f64> {
+    degrees(root, file).filter(|degrees| *degrees >= LEAST_CRITICAL)
 }
 
 fn degrees(root: &Root, file: &str) -> Option<f64> {

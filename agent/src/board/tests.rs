@@ -157,7 +157,7 @@ fn a_pc_is_read() {
             "/proc/driver/nvidia/version",
             "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19",
         ),
-        ("/dev/nvidia0", ""),
+        ("/proc/driver/nvidia/gpus/0000:01:00.0/information", "Model: T4"),
         ("/dev/nvidiactl", ""),
     ]);
     let board = laid.board("/");

@@ -35,11 +35,17 @@ pub(super) fn doctor(arguments: &Arguments) -> Result<(), Error> {
     let mut parts = vec![machine::examine(&root, &loaded.board)];
     match &loaded.config {
         Ok(config) => {
-            let identity = Identity::from_environment(&sources.environment, config.module)?;
             parts.push(engines::examine(config, &loaded.board));
             parts.push(storage::examine(&root, config, &loaded.board));
             parts.push(certificates::examine(&config.cloud.tls, &loaded.board.clock));
-            parts.push(link::examine(config, identity)?);
+            parts.push(match Identity::from_environment(&sources.environment, config.module) {
+                Ok(identity) => link::examine(config, identity)?,
+                Err(error) => Part {
+                    name: "link",
+                    facts: Vec::new(),
+                    findings: vec![Finding::problem(error.to_string())],
+                },
+            });
         }
         Err(mistakes) => parts.push(Part {
             name: "configuration",

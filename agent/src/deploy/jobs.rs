@@ -172,9 +172,7 @@ impl Jobs {
                     };
                     return (event, Found::Proven(Box::new(proven), took));
                 }
-                (Work::Target, Err(Failure::Memory(why) | Failure::Final(why))) => {
-                    Event::ProofFailed(digest, why)
-                }
+                (Work::Target, Err(Failure::Final(why))) => Event::ProofFailed(digest, why),
                 (Work::Target, Err(failure)) => Event::Stalled(digest, failure.to_string()),
                 (Work::Restore, Err(Failure::Incomplete)) => Event::RestoreIncomplete(digest),
                 // It did fit once, and will when memory is free again.

@@ -29,16 +29,26 @@ pub enum ProofError {
     /// It is wanted on a GPU and does not run on one.
     #[error("model.toml asks for a GPU, and the model runs on provider {0} here")]
     NoGpu(Provider),
-    /// It does not fit into the memory: loading it would end the process.
+    /// It does not fit into the memory that is left now: loading it could end the process.
     #[error(
-        "its ONNX file has {needed} bytes and {available} bytes of memory are left here: loading it would end the \
-         agent; free memory, raise the limit of the service or the container, or deploy a smaller model"
+        "its ONNX file has {needed} bytes and {available} bytes of memory are left here; waiting for more"
     )]
     NoMemory {
         /// Bytes of the file.
         needed: u64,
         /// Bytes that could be had.
         available: u64,
+    },
+    /// It will never fit.
+    #[error(
+        "its ONNX file has {needed} bytes, more than all memory that the agent may use, {most} bytes: raise the limit \
+         of the service or the container, or deploy a smaller model"
+    )]
+    TooLarge {
+        /// Bytes of the file.
+        needed: u64,
+        /// Bytes of memory and swap space.
+        most: u64,
     },
     /// Its golden samples are no samples.
     #[error("golden samples: {0}")]
@@ -53,7 +63,7 @@ pub fn prove(
     settings: &Settings,
     onnxruntime: Option<PathBuf>,
 ) -> Result<Proven, ProofError> {
-    check_memory(bundle.onnx_bytes()?, Memory::read(&Root::new("/")).available)?;
+    check_memory(bundle.onnx_bytes()?, &Memory::read(&Root::new("/")))?;
     let onnx = bundle.onnx()?;
     let options =
         LoadOptions { provider: settings.provider, threads: settings.threads as usize, onnxruntime };
@@ -87,9 +97,16 @@ pub fn prove(
 }
 
 /// Refuses what surely does not fit: a model takes at least as much memory as its file.
-fn check_memory(needed: u64, available: Option<u64>) -> Result<(), ProofError> {
-    match available {
-        Some(available) if needed > available => Err(ProofError::NoMemory { needed, available }),
+fn check_memory(needed: u64, memory: &Memory) -> Result<(), ProofError> {
+    let swap = memory.swap.unwrap_or(0);
+    let free_swap = swap.saturating_sub(memory.swap_used.unwrap_or(0));
+    match (memory.usable(), memory.available) {
+        (Some(usable), _) if needed > usable.saturating_add(swap) => {
+            Err(ProofError::TooLarge { needed, most: usable.saturating_add(swap) })
+        }
+        (_, Some(available)) if needed > available.saturating_add(free_swap) => {
+            Err(ProofError::NoMemory { needed, available })
+        }
         _ => Ok(()),
     }
 }
@@ -110,9 +127,17 @@ mod tests {
 
     #[test]
     fn only_what_surely_does_not_fit_is_refused() {
-        let why = check_memory(101, Some(100)).unwrap_err().to_string();
-        assert!(why.contains("101 bytes") && why.contains("100 bytes"), "{why}");
-        check_memory(100, Some(100)).unwrap();
-        check_memory(u64::MAX, None).unwrap();
+        let memory = Memory {
+            total: Some(100),
+            available: Some(50),
+            swap: Some(20),
+            swap_used: Some(15),
+            ..Memory::default()
+        };
+        check_memory(55, &memory).unwrap();
+        assert!(matches!(check_memory(56, &memory), Err(ProofError::NoMemory { needed: 56, .. })));
+        assert!(matches!(check_memory(120, &memory), Err(ProofError::NoMemory { .. })));
+        assert!(matches!(check_memory(121, &memory), Err(ProofError::TooLarge { most: 120, .. })));
+        check_memory(u64::MAX, &Memory::default()).unwrap();
     }
 }

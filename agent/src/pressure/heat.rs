@@ -1,7 +1,7 @@
 //! The pressure of heat: how near the board is to switching itself off, and whether it is slowed down already.
 
 use super::Level;
-use crate::board::{Root, Sensor, Throttling, sensors};
+use crate::board::{Cause, Root, Sensor, Throttling, sensors};
 
 /// Degrees below a sensor's critical point at which the board counts as strained, and as critical. Sensors are
 /// right to a degree or two, and a load takes some seconds to let go.
@@ -26,10 +26,10 @@ pub(super) fn read(root: &Root, held: Level, throttled: &mut Option<u64>) -> (Le
     let throttling = Throttling::read(root);
     let was = std::mem::replace(throttled, throttling.events);
     let grew = was.zip(throttling.events).is_some_and(|(was, is)| is > was);
-    if grew || !throttling.now.is_empty() {
+    // Too little voltage, or a first limit that is passed in everyday work, are no heat until they slow it down.
+    if grew || throttling.now.contains(&Cause::Throttled) {
         level = level.max(Level::Strained);
-        let causes = throttling.now.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        why.push(if causes.is_empty() { "throttled".to_owned() } else { causes });
+        why.push(Cause::Throttled.to_string());
     }
     (level, why.join(", "))
 }

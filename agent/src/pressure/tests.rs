@@ -120,11 +120,22 @@ fn a_processor_that_is_slowed_down_is_strained() {
     laid.write(counter, "8");
     assert_eq!(gauge.look().heat, Level::Strained);
 
-    laid.write("/sys/devices/platform/soc/soc:firmware/get_throttled", "8");
-    assert_eq!(Gauge::new(laid.root()).look().why, "temperature limit");
+    laid.write("/sys/devices/platform/soc/soc:firmware/get_throttled", "4");
+    assert_eq!(Gauge::new(laid.root()).look().why, "throttled");
+    // Under-voltage and the soft limit slow nothing down.
+    laid.write("/sys/devices/platform/soc/soc:firmware/get_throttled", "9");
+    assert_eq!(Gauge::new(laid.root()).look().heat, Level::Calm);
     // What was, is over.
     laid.write("/sys/devices/platform/soc/soc:firmware/get_throttled", "80000");
     assert_eq!(Gauge::new(laid.root()).look().heat, Level::Calm);
+}
+
+#[test]
+fn a_limit_that_no_firmware_can_mean_is_none() {
+    let laid = board();
+    laid.write("/sys/class/thermal/thermal_zone0/trip_point_0_temp", "18800");
+    celsius(&laid, 17);
+    assert_eq!(Gauge::new(laid.root()).look(), Pressure::default());
 }
 
 #[test]

@@ -63,11 +63,18 @@ pub(super) fn survives(library: &OsStr) -> Result<(), String> {
     if let Some((_, _, why)) = last_failed.as_ref().filter(|(name, at, _)| name == library && *at == stamp) {
         return Err(why.clone());
     }
-    let verdict = verdict(library);
-    if let Err(why) = &verdict {
-        *last_failed = Some((library.to_owned(), stamp, why.clone()));
-    }
-    verdict
+    verdict(library).map_err(|death| {
+        // What was killed, or late, may have been so for what else the machine did at that moment.
+        if !death.by_chance {
+            *last_failed = Some((library.to_owned(), stamp, death.why.clone()));
+        }
+        death.why
+    })
+}
+
+struct Death {
+    why: String,
+    by_chance: bool,
 }
 
 /// What tells a changed file from the one that was tried.
@@ -81,7 +88,7 @@ impl Stamp {
     }
 }
 
-fn verdict(library: &OsStr) -> Result<(), String> {
+fn verdict(library: &OsStr) -> Result<(), Death> {
     // By this name the program is found also after an update has replaced its file.
     let mut child = Command::new("/proc/self/exe");
     child.arg(VERB).arg(library).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -96,13 +103,15 @@ fn verdict(library: &OsStr) -> Result<(), String> {
     }
 }
 
-fn cause_of_death(status: ExitStatus) -> String {
+fn cause_of_death(status: ExitStatus) -> Death {
     use std::os::unix::process::ExitStatusExt;
-    match status.signal() {
+    let why = match status.signal() {
         Some(libc::SIGALRM) => format!("it does not finish loading within {TIME_LIMIT} s"),
+        Some(libc::SIGKILL) => "it was killed while it was loaded, as for want of memory".to_owned(),
         Some(_) => format!("it crashes while it is loaded ({status})"),
         None => format!("it ends the process that loads it ({status})"),
-    }
+    };
+    Death { why, by_chance: matches!(status.signal(), Some(libc::SIGALRM | libc::SIGKILL)) }
 }
 
 /// The child's whole life. Whether the library is any good is not asked here: it is loaded again to say so.

@@ -28,7 +28,10 @@ pub(super) fn examine(files: &TlsFiles, clock: &Clock) -> Part {
     if let Some(key) = &files.key
         && key.metadata().is_ok_and(|metadata| metadata.mode() & 0o007 != 0)
     {
-        let what = format!("every user can read the key {path}: chmod o= {path}", path = key.display());
+        let what = format!(
+            "every user can read the key {path}: give it to the agent's own group, then chmod 640 {path}",
+            path = key.display()
+        );
         part.findings.push(Finding::warning(what));
     }
     part

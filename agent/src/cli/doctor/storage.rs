@@ -16,16 +16,25 @@ const MAX_FILES: usize = 1 << 20;
 pub(super) fn examine(root: &Root, config: &Config, board: &Board) -> Part {
     let mut part = Part::new("storage");
     let data = &config.data;
-    let used = |name: &str| used(&data.join(name));
+    // Who looks is often not who runs the agent.
+    let hidden = data.exists() && !may(data, libc::R_OK | libc::X_OK);
+    let used = |name: &str| if hidden { None } else { Some(used(&data.join(name))) };
     let (spool, vault) = (used("spool"), used("vault"));
     part.fact("data", Some(data.display().to_string()));
-    let of = |used: u64, most: u64| Some(format!("{} of at most {}", size(used), size(most)));
+    let of = |used: Option<u64>, most: u64| {
+        let used = used.map_or("unknown".to_owned(), size);
+        Some(format!("{used} of at most {}", size(most)))
+    };
     part.fact("spool", of(spool, config.spool_max_bytes));
     part.fact("vault", of(vault, config.vault_max_bytes));
     let running = owner(root, &data.join("spool/lock"));
     part.fact(
         "agent",
-        Some(running.map_or("does not run here".to_owned(), |pid| format!("runs, process {pid}"))),
+        match running {
+            Some(pid) => Some(format!("runs, process {pid}")),
+            None if hidden => None,
+            None => Some("does not run here".to_owned()),
+        },
     );
 
     if board.disk.as_ref().is_some_and(|disk| disk.read_only) {
@@ -34,15 +43,15 @@ pub(super) fn examine(root: &Root, config: &Config, board: &Board) -> Part {
             data.display()
         )));
     } else if let Some(existing) = data.ancestors().find(|path| path.exists())
-        && !is_writable(existing)
+        && !may(existing, libc::W_OK | libc::X_OK)
     {
         let path = existing.display();
-        let words = format!("this user can't write to {path}");
-        // Who looks is often not who runs the agent.
-        part.findings.push(match running {
-            Some(_) => Finding::note(format!("{words}, as the agent's own user can")),
-            None => Finding::problem(format!(
-                "{words}: chown it, run as its owner, or choose another with --data"
+        part.findings.push(match existing.metadata().map(|metadata| metadata.uid()) {
+            Ok(owner) if existing == data && owner != own_user() => Finding::note(format!(
+                "{path} belongs to another user: sudo -u '#{owner}' edgewise-agent doctor looks as that one, and sees more"
+            )),
+            _ => Finding::problem(format!(
+                "this user can't write to {path}: chown it, run as its owner, or choose another with --data"
             )),
         });
     }
@@ -55,7 +64,7 @@ pub(super) fn examine(root: &Root, config: &Config, board: &Board) -> Part {
     if let Some(free) = board.disk.as_ref().and_then(|disk| disk.free) {
         let bounds = [("spool", config.spool_max_bytes, spool), ("vault", config.vault_max_bytes, vault)];
         for (name, most, used) in bounds {
-            let wanted = most.saturating_sub(used);
+            let wanted = used.map_or(0, |used| most.saturating_sub(used));
             if wanted > free {
                 part.findings.push(Finding::warning(format!(
                     "the {name} may take {} more, and {} are free: make room, or lower {name}.max_bytes",
@@ -88,10 +97,15 @@ fn used(directory: &Path) -> u64 {
     bytes
 }
 
-fn is_writable(path: &Path) -> bool {
+fn may(path: &Path, access: libc::c_int) -> bool {
     let path = CString::new(path.as_os_str().as_bytes());
     // SAFETY: the path ends in NUL.
-    path.is_ok_and(|path| unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) == 0 })
+    path.is_ok_and(|path| unsafe { libc::access(path.as_ptr(), access) == 0 })
+}
+
+fn own_user() -> u32 {
+    // SAFETY: takes and reads nothing.
+    unsafe { libc::geteuid() }
 }
 
 /// The process that has locked `file`, by the kernel's own list: taking the lock to see would disturb one that starts.

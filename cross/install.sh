@@ -68,7 +68,8 @@ make_user() {
 
 install_files() {
     mkdir -p "$root$prefix/bin" "$root/etc/edgewise" "$root/var/lib/edgewise"
-    # Beside the old one, then in its place: a power cut leaves one or the other.
+    # Beside the old one, then in its place: a power cut or a full disk leaves one or the other, and the old one runs on
+    # until all is there.
     cp "$here/bin/edgewise-agent" "$root$agent.new"
     chmod 755 "$root$agent.new"
     sync
@@ -97,8 +98,14 @@ install_service() {
         fi
         echo "name the cloud's broker in /etc/edgewise/agent.toml, then: systemctl restart edgewise-agent"
     elif [ -d "$root/etc/init.d" ]; then
-        sed "s|/usr/bin/edgewise-agent|$agent|" "$here/service/edgewise-agent.init" >"$root$script"
-        chmod 755 "$root$script"
+        sed "s|/usr/bin/edgewise-agent|$agent|" "$here/service/edgewise-agent.init" >"$root$script.new"
+        chmod 755 "$root$script.new"
+        ran=
+        if on_this_machine && [ -x "$script" ] && "$script" status >/dev/null; then
+            ran=1
+            stop # By the script that started it.
+        fi
+        mv -f "$root$script.new" "$root$script"
         if on_this_machine && has rc-update; then
             rc-update add edgewise-agent default
         elif on_this_machine && has update-rc.d; then
@@ -107,6 +114,7 @@ install_service() {
             # BusyBox's rcS starts what is named S and a number.
             ln -sf edgewise-agent "$root/etc/init.d/S90edgewise-agent"
         fi
+        [ -z "$ran" ] || "$script" start
         echo "name the cloud's broker in /etc/edgewise/agent.toml, then: $script restart"
     else
         echo "there is neither systemd nor /etc/init.d here; as the user edgewise: $agent run"
@@ -129,7 +137,6 @@ uninstall() {
 case $action in
 install)
     [ -x "$here/bin/edgewise-agent" ] || fail "there is no $here/bin/edgewise-agent: run it from where it was unpacked"
-    stop
     make_user
     install_files
     install_service

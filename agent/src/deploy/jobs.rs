@@ -132,7 +132,7 @@ impl Jobs {
                 Ok(Err(error)) => match Failure::from(error) {
                     Failure::Incomplete => Event::Incomplete(digest),
                     Failure::Later(why) => Event::Stalled(digest, why),
-                    Failure::Memory(why) | Failure::Final(why) => Event::Unusable(digest, why),
+                    Failure::Final(why) => Event::Unusable(digest, why),
                 },
                 Err(why) => Event::Unusable(digest, why),
             };
@@ -175,10 +175,7 @@ impl Jobs {
                 (Work::Target, Err(Failure::Final(why))) => Event::ProofFailed(digest, why),
                 (Work::Target, Err(failure)) => Event::Stalled(digest, failure.to_string()),
                 (Work::Restore, Err(Failure::Incomplete)) => Event::RestoreIncomplete(digest),
-                // It did fit once, and will when memory is free again.
-                (Work::Restore, Err(Failure::Later(why) | Failure::Memory(why))) => {
-                    Event::RestoreStalled(digest, why)
-                }
+                (Work::Restore, Err(Failure::Later(why))) => Event::RestoreStalled(digest, why),
                 (Work::Restore, Err(Failure::Final(why))) => Event::RestoreFailed(digest, why),
             };
             (event, Found::Nothing)
@@ -223,9 +220,6 @@ enum Failure {
     Incomplete,
     #[error("{0}")]
     Later(String),
-    /// It does not fit into the memory that is free now.
-    #[error("{0}")]
-    Memory(String),
     #[error("{0}")]
     Final(String),
 }
@@ -246,7 +240,8 @@ impl From<ProofError> for Failure {
     fn from(error: ProofError) -> Self {
         match error {
             ProofError::Bundle(error) => error.into(),
-            error @ ProofError::NoMemory { .. } => Self::Memory(error.to_string()),
+            // It fits when memory is free again.
+            error @ ProofError::NoMemory { .. } => Self::Later(error.to_string()),
             error => Self::Final(error.to_string()),
         }
     }

@@ -100,13 +100,11 @@ pub fn prove(
 fn check_memory(needed: u64, memory: &Memory) -> Result<(), ProofError> {
     let swap = memory.swap.unwrap_or(0);
     let free_swap = swap.saturating_sub(memory.swap_used.unwrap_or(0));
-    match (memory.usable(), memory.available) {
-        (Some(usable), _) if needed > usable.saturating_add(swap) => {
-            Err(ProofError::TooLarge { needed, most: usable.saturating_add(swap) })
-        }
-        (_, Some(available)) if needed > available.saturating_add(free_swap) => {
-            Err(ProofError::NoMemory { needed, available })
-        }
+    let most = memory.usable().map(|usable| usable.saturating_add(swap));
+    let available = memory.available.map(|available| available.saturating_add(free_swap));
+    match (most, available) {
+        (Some(most), _) if needed > most => Err(ProofError::TooLarge { needed, most }),
+        (_, Some(available)) if needed > available => Err(ProofError::NoMemory { needed, available }),
         _ => Ok(()),
     }
 }
@@ -135,7 +133,7 @@ mod tests {
             ..Memory::default()
         };
         check_memory(55, &memory).unwrap();
-        assert!(matches!(check_memory(56, &memory), Err(ProofError::NoMemory { needed: 56, .. })));
+        assert!(matches!(check_memory(56, &memory), Err(ProofError::NoMemory { needed: 56, available: 55 })));
         assert!(matches!(check_memory(120, &memory), Err(ProofError::NoMemory { .. })));
         assert!(matches!(check_memory(121, &memory), Err(ProofError::TooLarge { most: 120, .. })));
         check_memory(u64::MAX, &Memory::default()).unwrap();

@@ -18,8 +18,7 @@ impl Board {
         let whole = |degrees: f64| degrees.round() as i32;
         let disk = self.disk.as_ref();
         let now = self.throttling.now.iter().map(|cause| format!("{cause} now"));
-        let past = self.throttling.since_boot.difference(&self.throttling.now);
-        let past = past.map(|cause| format!("{cause} since boot"));
+        let past = self.throttling.past().map(|(cause, when)| format!("{cause} {when}"));
         Hardware {
             architecture: self.architecture.to_owned(),
             operating_system: text(&self.operating_system).unwrap_or_default(),

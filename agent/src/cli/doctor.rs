@@ -13,8 +13,8 @@ mod storage;
 use clap::Args;
 
 use super::{Configuration, json, print};
-use crate::board::Root;
-use crate::config;
+use crate::board::{Board, Root};
+use crate::config::{self, Sources};
 use crate::error::Error;
 use crate::module::identity::Identity;
 use page::{Finding, Page, Part};
@@ -29,10 +29,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn doctor(arguments: &Arguments) -> Result<(), Error> {
-    let sources = arguments.configuration.sources();
+    let sources = Sources { board: Some(Board::of_agent), ..arguments.configuration.sources() };
     let loaded = config::load(&sources);
     let root = Root::new("/");
-    let mut parts = vec![machine::examine(&root, &loaded.board)];
+    let mut parts = vec![machine::examine(&loaded.board)];
     match &loaded.config {
         Ok(config) => {
             parts.push(engines::examine(config, &loaded.board));

@@ -3,6 +3,7 @@
 //! Invariant: it only looks. Nothing is written, locked or taken from an agent that runs; as any user, with no agent
 //! there, and where the configuration is wrong, it says what it can.
 
+mod bundles;
 mod certificates;
 mod engines;
 mod link;
@@ -36,6 +37,7 @@ pub(super) fn doctor(arguments: &Arguments) -> Result<(), Error> {
     match &loaded.config {
         Ok(config) => {
             parts.push(engines::examine(config, &loaded.board));
+            parts.extend(bundles::examine(&config.local, &loaded));
             parts.push(storage::examine(&root, config, &loaded.board));
             parts.push(certificates::examine(&config.cloud.tls, &loaded.board.clock));
             parts.push(match Identity::from_environment(&sources.environment, config.module) {

@@ -32,6 +32,7 @@ pub use files::Root;
 pub use heat::{Sensor, hottest, sensors};
 pub use memory::{Memory, stalled};
 pub use processor::Cores;
+pub use report::engines;
 pub use throttling::{Cause, Throttling};
 
 /// How long the system may take to describe itself: a sensor behind a slow bus takes tenths of a second.

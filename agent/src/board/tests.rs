@@ -97,6 +97,8 @@ fn a_raspberry_pi_is_read() {
     let hardware = board.hardware();
     assert_eq!((hardware.cores, hardware.celsius, hardware.critical_celsius), (4, Some(71), Some(110)));
     assert_eq!(hardware.throttled, ["under-voltage now", "throttled since boot"]);
+    assert_eq!((hardware.swap_bytes, hardware.system_disk_free_bytes), (Some(102_396 << 10), None));
+    assert_eq!((hardware.clock_plausible, hardware.clock_hardware), (Some(true), Some(false)));
 }
 
 #[test]
@@ -309,10 +311,24 @@ fn what_goes_up_is_small_whatever_the_firmware_says() {
     (board.model, board.processor, board.operating_system) = (long(), long(), long());
     board.gpus = vec![long().unwrap(); 40];
     let pressure = crate::pressure::Pressure { why: long().unwrap(), ..Default::default() };
-    let hardware =
-        cloud_sync::contract::Hardware { pressure: Some(pressure.on_the_wire()), ..board.hardware() };
+    let all = engine::Provider::ALL.iter().skip(1).map(|provider| engine::Availability {
+        provider: *provider,
+        version: if *provider == engine::Provider::Cpu {
+            Err(long().unwrap())
+        } else {
+            Ok("0.23.4".to_owned())
+        },
+        library: None,
+    });
+    let hardware = cloud_sync::contract::Hardware {
+        pressure: Some(pressure.on_the_wire()),
+        certificate_until: Some(u64::MAX),
+        engines: engines(all.collect()),
+        ..board.hardware()
+    };
+    assert_eq!((hardware.engines.len(), hardware.engines[1].name.as_str()), (6, "cpu"));
     let bytes = serde_cbor::to_vec(&hardware).unwrap().len();
-    assert!(bytes <= 1024, "{bytes} bytes");
+    assert!(bytes <= 1536, "{bytes} bytes");
 }
 
 #[test]

@@ -12,14 +12,15 @@ mod columns;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use cloud_sync::contract::Collect;
+use cloud_sync::contract::{Clock, Collect};
 use cloud_sync::name::ModelName;
 use cloud_sync::rows::Row;
 use engine::Signature;
 use tokio::sync::{oneshot, watch};
 
+use crate::clock::{EARLIEST_MS, RunClock};
 use crate::pressure::Level;
 use crate::scorer::{Live, Scored, rows};
 use crate::spool::{DropReason, Spool};
@@ -35,9 +36,6 @@ const STRAINED_SHARE: u32 = 4;
 const GROUP_ROWS: usize = 512;
 /// See [`GROUP_ROWS`].
 const GROUP_BYTES: usize = 256 * 1024;
-
-/// Before this (2025-01-01), the wall clock is surely wrong: no agent is that old.
-pub const EARLIEST_MS: u64 = 1_735_689_600_000;
 
 /// How rows may wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +63,7 @@ pub struct Writer {
 }
 
 struct Shared {
-    boot_id: String,
-    begun: Instant,
+    clock: RunClock,
     collect: RwLock<Collect>,
     share: AtomicU32,
     queue_bytes: usize,
@@ -79,10 +76,9 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(boot_id: String, queue_bytes: usize) -> Self {
+    fn new(clock: RunClock, queue_bytes: usize) -> Self {
         Self {
-            boot_id,
-            begun: Instant::now(),
+            clock,
             collect: RwLock::new(Collect { enabled: false, rate: 0.0 }),
             share: AtomicU32::new(0),
             queue_bytes,
@@ -111,18 +107,17 @@ struct Item {
     scored: Scored,
     request_id: String,
     correlation_id: String,
-    monotonic_ns: u64,
-    wall_ms: u64,
+    at: Clock,
     bytes: usize,
 }
 
 /// Makes the way into `spool`. The receiver sees a change whenever rows were appended or shed.
 pub fn open(
     spool: Arc<Mutex<Spool>>,
-    boot_id: String,
+    clock: RunClock,
     waiting: Waiting,
 ) -> (Capture, Writer, watch::Receiver<u64>) {
-    let shared = Arc::new(Shared::new(boot_id, waiting.bytes));
+    let shared = Arc::new(Shared::new(clock, waiting.bytes));
     let (sender, queue) = sync_channel(QUEUE);
     let (appended, watcher) = watch::channel(0);
     let capture = Capture { shared: shared.clone(), queue: sender };
@@ -165,8 +160,7 @@ impl Capture {
             scored: scored.clone(),
             request_id: request_id.to_owned(),
             correlation_id: correlation_id.to_owned(),
-            monotonic_ns: u64::try_from(self.shared.begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
-            wall_ms: wall_ms(),
+            at: self.shared.clock.now(),
             bytes,
         };
         let lost = rows(&item.signature, &scored.inputs);
@@ -191,7 +185,7 @@ impl Capture {
     /// A way that leads nowhere, for an agent without a cloud: nothing is captured.
     pub fn nowhere() -> Self {
         let (queue, _) = sync_channel(0);
-        Self { shared: Arc::new(Shared::new(String::new(), 0)), queue }
+        Self { shared: Arc::new(Shared::new(RunClock::start(""), 0)), queue }
     }
 
     /// Whether the board can bear to capture one more.
@@ -256,10 +250,10 @@ impl Writer {
                     _ => format!("{}-{index}", item.correlation_id),
                 },
                 request_id: item.request_id.clone(),
-                boot_id: self.shared.boot_id.clone(),
-                monotonic_ns: item.monotonic_ns,
-                wall_ms: item.wall_ms,
-                wall_sure: item.wall_ms >= EARLIEST_MS,
+                boot_id: item.at.boot_id.clone(),
+                monotonic_ns: item.at.monotonic_ns,
+                wall_ms: item.at.wall_ms,
+                wall_sure: item.at.wall_ms >= EARLIEST_MS,
                 inputs: columns::of(&item.scored.inputs, batched.then_some(index)),
                 outputs: columns::of(&item.scored.outputs, batched.then_some(index)),
             };
@@ -320,10 +314,4 @@ impl Group {
     fn is_full(&self) -> bool {
         self.rows.len() >= GROUP_ROWS || self.bytes >= GROUP_BYTES
     }
-}
-
-/// Milliseconds since 1970 by this device's clock; 0 for a clock before that.
-pub fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

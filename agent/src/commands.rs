@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::body;
-use crate::capture::{EARLIEST_MS, wall_ms};
+use crate::clock::{EARLIEST_MS, wall_ms};
 use crate::deploy::driver::Order;
 use crate::health::Reporter;
 use crate::log::LogLevel;

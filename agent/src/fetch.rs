@@ -184,7 +184,7 @@ impl<'a> Pull<'a> {
                 Err(_) => continue,
             };
             let want = Want { digest: piece.digest, offset: piece.offset };
-            if !self.window.is_asked(&want) {
+            if !self.window.is_wanted(&want) {
                 continue;
             }
             if piece.total == 0 {

@@ -1,11 +1,13 @@
 //! The HTTP server: who may come in, how many at once, for how long, and what is answered where.
 //!
 //! - `inference` the Open Inference Protocol; `azure` `/score` as Azure ML serves it, with its `swagger`;
-//! - `metrics` what is counted; `intake` the reading of bodies; `failure` the errors; `probe` whether it still answers.
+//! - `metrics` what is counted; `intake` the reading of bodies; `failure` the errors; `probe` whether it still answers;
+//! - `places` who may be connected.
 //!
 //! Invariants:
 //! - Memory is bounded whoever calls: connections, headers, each body and all bodies together have limits.
-//! - No peer holds a connection for nothing: heads and bodies must arrive in time, and an idle one is closed.
+//! - No peer holds a connection for nothing: heads and bodies must arrive in time, an idle one is closed, and makes way
+//!   sooner where others want in.
 //! - Large bodies are read and written on blocking threads, so that they delay nobody else's small ones.
 //! - Every refusal has a status and one line in JSON, and is counted.
 
@@ -14,6 +16,7 @@ mod failure;
 mod inference;
 mod intake;
 mod metrics;
+mod places;
 mod probe;
 mod swagger;
 
@@ -30,17 +33,19 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use cloud_sync::name::ModelName;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::failure::Failure;
 use self::intake::Intake;
 use self::metrics::HttpCounters;
+use self::places::{Place, Places};
 pub use self::probe::Probe;
 use crate::config;
 use crate::metrics::Source;
@@ -56,8 +61,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// body takes several times its size, and the boards this is for have 512 MiB.
 const LARGEST_BODIES_AT_ONCE: usize = 4;
 
-/// Most connections; more wait in the system's backlog. Each takes up to half a megabyte of buffers.
+/// Most connections; for more, idle ones make way. Each takes a few times [`MAX_HEAD_BYTES`] of buffers.
 const MAX_CONNECTIONS: usize = 256;
+
+/// Largest head of a request, and what is read at once of a body. Browsers and proxies send a tenth of it.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
 
 /// Longest time that a request's head, and then its body, may take to arrive, and that a connection may idle.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -135,6 +143,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     router: Router,
+    places: Places,
     options: Options,
     probe: (Probe, mpsc::Receiver<DuplexStream>),
 }
@@ -154,8 +163,9 @@ impl Server {
         let wrong = |source| BindError { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
-        let router = router(&options, service, readiness, metrics);
-        Ok(Self { listener, address, router, options, probe: Probe::new() })
+        let places = Places::new(options.max_connections);
+        let router = router(&options, places.clone(), service, readiness, metrics);
+        Ok(Self { listener, address, router, places, options, probe: Probe::new() })
     }
 
     /// Where it listens, with the port that it was given.
@@ -174,41 +184,35 @@ impl Server {
     /// # Errors
     /// None: it ends only when it is told to.
     pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
-        let Self { listener, router, options, probe: (_probe, mut probes), .. } = self;
+        let Self { listener, router, places, options, probe: (_probe, mut probes), .. } = self;
         let connections = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(options.max_connections));
         let drop_all = CancellationToken::new();
+        let mut arrived: Option<TcpStream> = None;
         loop {
-            let accepted = async {
-                // The semaphore is never closed; without a place there is nothing to do but wait.
-                let place = places.clone().acquire_owned().await.ok();
-                listener.accept().await.map(|(stream, _)| (stream, place))
-            };
-            let accepted = tokio::select! {
-                accepted = accepted => accepted,
-                Some(stream) = probes.recv() => {
-                    connections.spawn(serve(stream, router.clone(), options.read_timeout, stop.clone()));
-                    continue;
-                }
-                () = stop.cancelled() => break,
-            };
-            match accepted {
-                Ok((stream, place)) => {
+            tokio::select! {
+                accepted = listener.accept(), if arrived.is_none() => match accepted {
+                    Ok((stream, _)) => arrived = Some(stream),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                place = places.take(), if arrived.is_some() => {
+                    let Some(stream) = arrived.take() else { continue };
                     // Without it an answer in two writes waits for the client's delayed acknowledgement.
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "TCP_NODELAY is refused");
                     }
-                    let serve = serve(stream, router.clone(), options.read_timeout, stop.clone());
+                    let place = Arc::new(place);
+                    let serve =
+                        serve(stream, Some(place.clone()), router.clone(), options.read_timeout, stop.clone());
                     let drop_all = drop_all.clone();
-                    connections.spawn(async move {
-                        let _place = place;
-                        drop_all.run_until_cancelled(serve).await
-                    });
+                    connections.spawn(async move { drop_all.run_until_cancelled(place.hold(serve)).await });
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                Some(stream) = probes.recv() => {
+                    connections.spawn(serve(stream, None, router.clone(), options.read_timeout, stop.clone()));
                 }
+                () = stop.cancelled() => break,
             }
         }
         drop(listener);
@@ -224,13 +228,18 @@ impl Server {
 /// One connection, until its end or, after `stop`, until its last answer.
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    place: Option<Arc<Place>>,
     router: Router,
     timeout: Duration,
     stop: CancellationToken,
 ) {
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(timeout);
-    let service = TowerToHyperService::new(router);
+    http.timer(TokioTimer::new()).header_read_timeout(timeout).max_buf_size(MAX_HEAD_BYTES);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|mut request| {
+        request.extensions_mut().insert(place.clone());
+        router.call(request)
+    });
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -251,6 +260,7 @@ struct Shared {
     /// The agent's own metrics, beside those of models and server.
     metrics: Source,
     intake: Intake,
+    places: Places,
     counters: HttpCounters,
     score_model: Option<ModelName>,
     cors_origins: Vec<String>,
@@ -260,6 +270,7 @@ type Api = Arc<Shared>;
 
 fn router(
     options: &Options,
+    places: Places,
     service: Service,
     readiness: watch::Receiver<Readiness>,
     metrics: Source,
@@ -269,6 +280,7 @@ fn router(
         readiness,
         metrics,
         intake: Intake::new(options.max_body_bytes, options.max_held_bytes, options.read_timeout),
+        places,
         counters: HttpCounters::default(),
         score_model: options.score_model.clone(),
         cors_origins: options.cors_origins.clone(),
@@ -283,8 +295,15 @@ fn router(
         .with_state(shared)
 }
 
-async fn count(State(api): State<Api>, request: Request, next: Next) -> Response {
+async fn count(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+    let place = request.extensions_mut().remove::<Option<Arc<Place>>>().flatten();
+    if let Some(place) = &place {
+        request = place.watch(request);
+    }
     let response = next.run(request).await;
+    if let Some(place) = place {
+        place.answered();
+    }
     api.counters.answered(response.status());
     response
 }

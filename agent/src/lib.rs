@@ -16,7 +16,7 @@
 //! | [`metrics`], [`exposition`] | what is counted, as Prometheus reads it |
 //! | [`module`] | the agent as a module of Azure IoT Edge |
 //! | [`cli`], [`config`], [`log`], [`error`] | the command line, what it is told, how it speaks and ends |
-//! | [`durable`], [`allocator`] | files that survive a power cut; memory that goes back |
+//! | [`clock`], [`durable`], [`allocator`] | times that can be put right; files that survive a power cut; memory that goes back |
 
 pub mod allocator;
 pub mod app;
@@ -25,6 +25,7 @@ pub mod body;
 pub mod capture;
 pub mod certificate;
 pub mod cli;
+pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod deploy;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cloud_sync::contract::{Ledger, Phase, ReportedModel};
 use tokio::sync::watch;
@@ -49,8 +50,16 @@ fn of_link(exposition: &mut Exposition, link: &Link) {
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let up = u64::from(link.is_online());
     exposition.family("edgewise_link_up", Kind::Gauge, "Whether the cloud is connected.").sample(&[], up);
+    let help = "Pause before the next attempt to connect to the cloud's broker; 0 while there is none.";
+    let pause = Duration::from_millis(get(&counters.pause_ms)).as_secs_f64();
+    exposition.family("edgewise_link_retry_seconds", Kind::Gauge, help).sample(&[], pause);
     for (name, help, value) in [
         ("edgewise_link_connects_total", "Connections made to the cloud's broker.", get(&counters.connects)),
+        (
+            "edgewise_link_failures_total",
+            "Connections to the cloud's broker that were lost, and attempts that made none.",
+            get(&counters.failures),
+        ),
         ("edgewise_link_received_bytes_total", "Payload bytes received.", get(&counters.received_bytes)),
         ("edgewise_link_sent_bytes_total", "Payload bytes sent.", get(&counters.sent_bytes)),
         (

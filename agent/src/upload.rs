@@ -9,7 +9,8 @@
 //!   says again how far it has come, and what follows is sent again at once.
 //! - A receipt for rows that were never sent means that the cloud has other rows under this stream's numbers: all
 //!   that is held goes up under a new stream.
-//! - At most [`IN_FLIGHT`] batches are on their way, each within one message.
+//! - At most [`IN_FLIGHT`] batches are on their way, each within one message, and no larger than the link has shown to
+//!   bear: one that can't pass before the link is taken for dead would be sent again for ever.
 
 pub mod edge_hub;
 
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use edge_hub::{EdgeHub, ToHub};
 
+use crate::clock::RunClock;
 use crate::link::{Link, Uplink};
 use crate::spool::{Ledger, Spool, SpoolError};
 
@@ -35,6 +37,9 @@ const IN_FLIGHT: usize = 4;
 /// Bytes of rows in a batch, before compression. With five bytes for each row's length the batch fits into a
 /// message even where compression gains nothing.
 const BATCH_BYTES: usize = MAX_MESSAGE_BYTES - ENVELOPE_BYTES - 24 * 1024;
+
+/// The least that batches shrink to: 16 of a sensor's rows or more, and four of them are over in 16 s at 1 kB/s.
+const LEAST_BATCH_BYTES: usize = 4 * 1024;
 
 /// How long a receipt may take at first, and at most: a busy cloud is not asked twice as often as it can answer.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(320));
@@ -54,6 +59,8 @@ pub struct Uploader {
     pub link: Link,
     /// The rows.
     pub spool: Arc<Mutex<Spool>>,
+    /// This run's clocks.
+    pub clock: RunClock,
     /// Longest wait of a row for others to share its batch.
     pub interval: Duration,
     /// Changes when rows are appended.
@@ -85,18 +92,20 @@ struct Flight {
     /// When rows were last sent again.
     resent: Option<Instant>,
     patience: Duration,
+    /// Bytes of rows in a batch, before compression.
+    batch_bytes: usize,
 }
 
 impl Uploader {
     /// Uploads until `stop`. A disk that fails is tried again: scoring must go on meanwhile.
     pub async fn run(mut self, stop: CancellationToken) {
-        let (mut flight, mut to_hub) = (Flight::new(), ToHub::default());
+        let (mut flight, mut to_hub) = (Flight::default(), ToHub::default());
         while !stop.is_cancelled() {
             let hub = self.hub.clone().filter(|_| *self.uplink.borrow_and_update() == Uplink::None);
             // What was on its way to the one is not known to the other.
             let turn = match hub {
                 Some(hub) => {
-                    flight = Flight::new();
+                    flight = Flight::default();
                     self.turn_to_hub(&hub, &mut to_hub, &stop).await
                 }
                 None => {
@@ -121,7 +130,7 @@ impl Uploader {
         tokio::select! {
             () = stop.cancelled() => {}
             Some(receipt) = self.receipts.recv() => self.take(receipt, flight).await?,
-            Ok(()) = self.connects.changed() => *flight = Flight::new(),
+            Ok(()) = self.connects.changed() => flight.reconnected(),
             Ok(()) = self.flush.changed() => {}
             Ok(()) = self.appended.changed() => {
                 self.publish_ledger().await?;
@@ -130,7 +139,7 @@ impl Uploader {
                     () = tokio::time::sleep(self.interval) => {}
                     Ok(()) = self.flush.changed() => {}
                     Some(receipt) = self.receipts.recv() => self.take(receipt, flight).await?,
-                    Ok(()) = self.connects.changed() => *flight = Flight::new(),
+                    Ok(()) = self.connects.changed() => flight.reconnected(),
                     () = stop.cancelled() => {}
                 }
             }
@@ -146,10 +155,10 @@ impl Uploader {
 
     /// Sends the next batch; false where there is none, or no link.
     async fn send(&self, flight: &mut Flight) -> Result<bool, SpoolError> {
-        let after = flight.sent;
+        let (after, most) = (flight.sent, flight.batch_bytes);
         let (stream, mut rows) = self
             .with_spool(move |spool| {
-                let rows = spool.peek(after, MAX_BATCH_ROWS, BATCH_BYTES)?;
+                let rows = spool.peek(after, MAX_BATCH_ROWS, most)?;
                 Ok((spool.stream().to_owned(), rows))
             })
             .await?;
@@ -173,7 +182,8 @@ impl Uploader {
             }
         };
         let ledger = self.ledger.borrow().clone();
-        let batch = Telemetry { stream, first_sequence, after, codec, rows: ByteBuf::from(packed), ledger };
+        let (rows, clock) = (ByteBuf::from(packed), Some(self.clock.now()));
+        let batch = Telemetry { stream, first_sequence, after, codec, rows, ledger, clock };
         match self.link.telemetry(&batch).await {
             Ok(()) => {
                 flight.add(last);
@@ -203,7 +213,7 @@ impl Uploader {
             Err(error @ SpoolError::ReceiptAhead { .. }) => {
                 tracing::error!(%error, "the cloud has other rows under this stream; beginning a new one");
                 self.with_spool(Spool::begin_stream).await?;
-                *flight = Flight::new();
+                *flight = Flight::default();
                 Ok(())
             }
             Err(error) => Err(error),
@@ -249,8 +259,8 @@ pub fn on_the_wire(ledger: Ledger) -> cloud_sync::contract::Ledger {
     }
 }
 
-impl Flight {
-    fn new() -> Self {
+impl Default for Flight {
+    fn default() -> Self {
         Self {
             sent: 0,
             confirmed: 0,
@@ -258,7 +268,15 @@ impl Flight {
             since: Instant::now(),
             resent: None,
             patience: PATIENCE.0,
+            batch_bytes: BATCH_BYTES,
         }
+    }
+}
+
+impl Flight {
+    /// A new connection knows nothing of what was on its way on the last one, and may be no better.
+    fn reconnected(&mut self) {
+        *self = Self { batch_bytes: self.smaller(), ..Self::default() };
     }
 
     fn add(&mut self, last: u64) {
@@ -279,6 +297,7 @@ impl Flight {
         if is_news {
             self.since = Instant::now();
             self.patience = PATIENCE.0;
+            self.batch_bytes = self.batch_bytes.saturating_mul(2).min(BATCH_BYTES);
         } else if !self.batches.is_empty() && self.resent.is_none_or(|resent| resent.elapsed() >= ECHO) {
             tracing::debug!(through, "a batch was lost; sending again");
             self.again(self.patience);
@@ -295,7 +314,40 @@ impl Flight {
 
     /// Everything without a receipt goes again.
     fn again(&mut self, patience: Duration) {
-        let confirmed = self.confirmed;
-        *self = Self { patience, confirmed, resent: Some(Instant::now()), ..Self::new() };
+        let (confirmed, batch_bytes) = (self.confirmed, self.smaller());
+        *self = Self { patience, confirmed, batch_bytes, resent: Some(Instant::now()), ..Self::default() };
+    }
+
+    /// What batches are to have after those that are on their way were lost, if any were.
+    fn smaller(&self) -> usize {
+        match self.batches.is_empty() {
+            true => self.batch_bytes,
+            false => (self.batch_bytes / 4).max(LEAST_BATCH_BYTES),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_shrink_on_a_link_that_loses_them_and_grow_on_one_that_does_not() {
+        let mut flight = Flight::default();
+        flight.reconnected();
+        assert_eq!(flight.batch_bytes, BATCH_BYTES, "nothing was on its way");
+        for _ in 0..10 {
+            flight.add(5);
+            flight.reconnected();
+        }
+        assert_eq!(flight.batch_bytes, LEAST_BATCH_BYTES);
+        flight.add(9);
+        flight.again(PATIENCE.1);
+        assert_eq!(flight.batch_bytes, LEAST_BATCH_BYTES);
+        for row in 10..20 {
+            flight.add(row);
+            flight.confirmed(row);
+        }
+        assert_eq!(flight.batch_bytes, BATCH_BYTES);
     }
 }

@@ -363,6 +363,21 @@ pub struct Telemetry {
     /// The ledger when the batch was made.
     #[serde(default)]
     pub ledger: Ledger,
+    /// The device's clocks when the batch was made; earlier agents say nothing of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Clock>,
+}
+
+/// Both clocks of a run of an agent, read together. Who has a better clock can tell from them when rows of that run were
+/// captured, whatever the device took the time for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// The run.
+    pub boot_id: String,
+    /// Nanoseconds since it began.
+    pub monotonic_ns: u64,
+    /// Milliseconds since 1970, by the device's clock.
+    pub wall_ms: u64,
 }
 
 /// How the rows of a batch are packed.
@@ -469,7 +484,8 @@ impl Message for Telemetry {
     const KIND: Kind = Kind::Telemetry;
 
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
-        vec![("stream", self.stream.len(), 64)]
+        let boot_id = self.clock.as_ref().map_or(0, |clock| clock.boot_id.len());
+        vec![("stream", self.stream.len(), 64), ("boot id", boot_id, 128)]
     }
 
     fn flaw(&self) -> Option<&'static str> {

@@ -11,6 +11,7 @@
 //!   connection that can't be told to the consumer is given up and made again.
 //! - A slow consumer never stops the keep-alive: messages that do not fit into its queue are dropped and
 //!   counted; in a persistent session they are not acknowledged, and come again.
+//! - A peer that is gone without a word is noticed within two intervals of pings; one that is slow is not taken for it.
 //! - An undecodable or foreign packet ends the connection, never the process; retries back off with jitter.
 
 mod broker;
@@ -18,6 +19,7 @@ mod driver;
 mod incoming;
 mod login;
 mod outgoing;
+mod retry;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,7 +57,7 @@ const CONTROL_QUEUE: usize = INCOMING_QUEUE;
 const IN_FLIGHT: u16 = 100;
 
 /// Longest wait for a TCP connect, a TLS handshake and a CONNACK. A link of 100 kbit/s needs a few seconds.
-const CONNECT_TIMEOUT_SECONDS: u64 = 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Longest wait for whoever issues logins; it is on this machine.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(25);
@@ -136,6 +138,10 @@ pub enum SendError {
 pub struct Counters {
     /// Connections made.
     pub connects: AtomicU64,
+    /// Connections that were lost, and attempts that made none.
+    pub failures: AtomicU64,
+    /// The pause before the next attempt, in milliseconds; 0 while there is none.
+    pub pause_ms: AtomicU64,
     /// Messages received.
     pub received: AtomicU64,
     /// Payload bytes received.
@@ -193,7 +199,6 @@ pub fn open(options: Options) -> Result<(Sender, mpsc::Receiver<Event>, Driver),
     let (client, mut event_loop) = AsyncClient::new(mqtt, OUTGOING_QUEUE + CONTROL_QUEUE);
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
-    network.set_connection_timeout(CONNECT_TIMEOUT_SECONDS);
     event_loop.set_network_options(network);
 
     let (events, receiver) = mpsc::channel(INCOMING_QUEUE);

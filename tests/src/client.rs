@@ -1,5 +1,7 @@
 //! HTTP as the tests speak it: any request, its status and body, and the Open Inference Protocol's most common one.
 
+use std::iter::Sum;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -107,16 +109,25 @@ impl Client {
         version.zip(label).ok_or_else(|| format!("{}: not a prediction: {}", answer.status, answer.text))
     }
 
-    /// The sum over a metric's samples.
+    /// The sum over a metric's samples, which count something.
     pub fn metric(&self, name: &str) -> Result<u64, Failure> {
+        self.metric_as(name)
+    }
+
+    /// The sum over a metric's samples.
+    pub fn metric_as<T: FromStr + Sum>(&self, name: &str) -> Result<T, Failure> {
         let text = self.get("/metrics")?.text;
         let values = text.lines().filter_map(|line| {
             let (found, value) = line.rsplit_once(' ')?;
             let is_it =
                 found == name || found.strip_prefix(name).is_some_and(|labels| labels.starts_with('{'));
-            if is_it { value.parse::<u64>().ok() } else { None }
+            if is_it { value.parse::<T>().ok() } else { None }
         });
-        let values: Vec<u64> = values.collect();
-        if values.is_empty() { Err(format!("there is no metric {name}")) } else { Ok(values.iter().sum()) }
+        let values: Vec<T> = values.collect();
+        if values.is_empty() {
+            Err(format!("there is no metric {name}"))
+        } else {
+            Ok(values.into_iter().sum())
+        }
     }
 }

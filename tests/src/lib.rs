@@ -16,9 +16,10 @@ pub mod module;
 pub mod mosquitto;
 pub mod peer;
 pub mod process;
-pub mod proxy;
 pub mod python;
+pub mod remote;
 pub mod site;
+pub mod toxic;
 
 use std::path::{Path, PathBuf};
 

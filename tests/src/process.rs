@@ -144,6 +144,15 @@ impl Process {
         self.child.id()
     }
 
+    /// The most memory that the process has had, in bytes (`VmHWM`).
+    pub fn peak_memory(&self) -> Result<u64, Failure> {
+        let path = format!("/proc/{}/status", self.id());
+        let status = std::fs::read_to_string(&path).map_err(|error| format!("reading {path}: {error}"))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        let kilobytes = peak.and_then(|peak| peak.trim().parse::<u64>().ok());
+        kilobytes.map(|kilobytes| kilobytes * 1024).ok_or_else(|| format!("no VmHWM in {path}"))
+    }
+
     /// The last lines of the log.
     pub fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
@@ -307,6 +316,11 @@ impl Agent {
 /// Runs `edgewise-agent` to its end.
 pub fn run_agent(arguments: &[&str]) -> Result<Output, Failure> {
     run_to_end("edgewise-agent", arguments, &[])
+}
+
+/// Runs `edgewise-agent` to its end, with variables in its environment.
+pub fn run_agent_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Output, Failure> {
+    run_to_end("edgewise-agent", arguments, environment)
 }
 
 /// Runs one of our programs to its end; one that takes longer than [`LONGEST_RUN`] ends with code 124.

@@ -9,8 +9,10 @@
 
 mod access;
 mod clients;
+mod clocks;
 mod commands;
 mod corrupt;
+mod crowd;
 mod doctor;
 mod edge_peer;
 mod edge_rules;
@@ -19,6 +21,7 @@ mod gate;
 mod http_api;
 mod journey;
 mod ledger;
+mod links;
 mod local;
 mod manifest;
 mod module;

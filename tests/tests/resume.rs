@@ -3,8 +3,8 @@
 use e2e::data::{self, MODEL};
 use e2e::mosquitto::Mosquitto;
 use e2e::process::Failure;
-use e2e::proxy::Proxy;
 use e2e::site::{DEVICE, Site, start_agent, start_cloud};
+use e2e::toxic::Link;
 
 /// Bytes of the asset that makes the bundle heavy.
 const HEAVY: usize = 24 << 20;
@@ -16,7 +16,8 @@ const HELD: u64 = 10 << 20;
 fn a_pull_goes_on_where_the_agent_and_the_cloud_were_killed() -> Result<(), Failure> {
     let directory = e2e::fresh_directory("e2e/resume-pull")?;
     let broker = Mosquitto::start(&directory.join("broker"))?;
-    let link = Proxy::start(&broker.url, HELD)?;
+    let link = Link::start(&broker.url)?;
+    link.hold_at(HELD);
     let mut cloud = start_cloud(&directory, &broker.url)?;
     let mut agent = start_agent(&directory, &link.url)?;
     cloud.register(&data::heavy(1, HEAVY, &directory.join("bundle"))?)?;

@@ -15,6 +15,7 @@ use super::module::Module;
 use super::tasks::run_thread;
 use crate::board::{Board, Root};
 use crate::capture::{self, Capture};
+use crate::clock::RunClock;
 use crate::commands::once::Once;
 use crate::commands::{self, Commands};
 use crate::config::Config;
@@ -73,6 +74,7 @@ impl Managed {
         let data = |source| Error::Data { path: config.data.clone(), source };
         std::fs::create_dir_all(&config.data).map_err(data)?;
         let boot_id = uuid::Uuid::new_v4().simple().to_string();
+        let clock = RunClock::start(&boot_id);
         let link = Link::default();
         let configured = match config.cloud.broker {
             Some(_) => Uplink::Registry(Box::new(Registry {
@@ -87,7 +89,7 @@ impl Managed {
             Spool::open(&config.data.join("spool"), SpoolOptions { max_bytes: config.spool_max_bytes })?;
         let (ledger, ledger_in) = watch::channel(upload::on_the_wire(spool.ledger()));
         let spool = Arc::new(Mutex::new(spool));
-        let (capture, writer, appended) = capture::open(spool.clone(), boot_id.clone(), config.capture);
+        let (capture, writer, appended) = capture::open(spool.clone(), clock.clone(), config.capture);
         let service = Service { scorer: scorer.clone(), capture, timeout: config.engine.timeout };
 
         let vault = Arc::new(Vault::open(&config.data.join("vault"), config.vault_max_bytes)?);
@@ -123,6 +125,7 @@ impl Managed {
         let uploader = Uploader {
             link: link.clone(),
             spool: spool.clone(),
+            clock,
             interval: config.upload_interval,
             appended,
             connects: connects_in,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::files::Root;
-use crate::capture::{EARLIEST_MS, wall_ms};
+use crate::clock::{EARLIEST_MS, wall_ms};
 
 /// The wall clock.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

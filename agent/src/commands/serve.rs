@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Commands;
 use super::once::{Known, Once};
-use crate::capture::{EARLIEST_MS, wall_ms};
+use crate::clock::{EARLIEST_MS, wall_ms};
 use crate::link::Link;
 
 /// Commands that run at once, and that wait to: a command holds little, but may wait minutes for the link.

@@ -1,9 +1,10 @@
 //! Which pieces are asked for, and how many at a time. Pure: time is an argument.
 //!
 //! On a real link the rate is pieces × size / round trip, so the window grows with every piece that comes in
-//! good time, from one piece on a link of 100 kbit/s to [`LARGEST`] on a LAN, and halves when pieces are lost.
+//! good time, from one piece on a link of 100 kbit/s to [`LARGEST`] on a LAN, and halves when pieces are lost. A piece that
+//! is only late is as good as one in time: on a very slow link all of them are.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use cloud_sync::contract::Want;
@@ -25,6 +26,8 @@ const PATIENCE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_
 pub(super) struct Window {
     waiting: VecDeque<Want>,
     asked: HashMap<Want, Instant>,
+    /// Of those that wait, the ones that were asked for before and given up.
+    late: HashSet<Want>,
     size: usize,
     round_trip: Duration,
 }
@@ -32,7 +35,7 @@ pub(super) struct Window {
 impl Window {
     pub(super) fn new(wants: impl IntoIterator<Item = Want>) -> Self {
         let waiting = wants.into_iter().collect();
-        Self { waiting, asked: HashMap::new(), size: FIRST, round_trip: Duration::ZERO }
+        Self { waiting, asked: HashMap::new(), late: HashSet::new(), size: FIRST, round_trip: Duration::ZERO }
     }
 
     /// Whether every piece is here.
@@ -40,9 +43,9 @@ impl Window {
         self.waiting.is_empty() && self.asked.is_empty()
     }
 
-    /// Whether this piece is being waited for.
-    pub(super) fn is_asked(&self, want: &Want) -> bool {
-        self.asked.contains_key(want)
+    /// Whether this piece was asked for and is not here. One that has been given up may still come.
+    pub(super) fn is_wanted(&self, want: &Want) -> bool {
+        self.asked.contains_key(want) || self.late.contains(want)
     }
 
     /// What to ask for now. Waits until half of the window is free, so that one message asks for many.
@@ -53,13 +56,21 @@ impl Window {
             return Vec::new();
         }
         let wants: Vec<Want> = self.waiting.drain(..free.min(self.waiting.len())).collect();
+        for want in &wants {
+            self.late.remove(want);
+        }
         self.asked.extend(wants.iter().map(|want| (*want, now)));
         wants
     }
 
     /// A piece is here and stored.
     pub(super) fn done(&mut self, want: &Want, now: Instant) {
-        let Some(asked) = self.asked.remove(want) else { return };
+        let Some(asked) = self.asked.remove(want) else {
+            if self.late.remove(want) {
+                self.waiting.retain(|waiting| waiting != want);
+            }
+            return;
+        };
         let round_trip = now.saturating_duration_since(asked);
         // The usual smoothing, one eighth of the news.
         self.round_trip = if self.round_trip.is_zero() {
@@ -82,11 +93,13 @@ impl Window {
         if self.asked.remove(want).is_some() {
             self.waiting.push_back(*want);
         }
+        self.late.remove(want);
     }
 
     /// Nothing that was asked for will come.
     pub(super) fn forget_asked(&mut self) {
         self.waiting.extend(self.asked.drain().map(|(want, _)| want));
+        self.late.clear();
         self.size = FIRST;
     }
 
@@ -97,9 +110,13 @@ impl Window {
             self.asked.iter().filter(|(_, asked)| late(asked)).map(|(want, _)| *want).collect();
         if !lost.is_empty() {
             self.size = (self.size / 2).max(1);
+            // What seems lost may be on its way, and asking again and again would fill a slow link with the same pieces: the
+            // next are waited for twice as long, until some come.
+            self.round_trip = self.round_trip.max(patience / 2);
         }
         for want in lost {
             self.asked.remove(&want);
+            self.late.insert(want);
             self.waiting.push_front(want);
         }
     }
@@ -150,13 +167,32 @@ mod tests {
     }
 
     #[test]
+    fn a_late_piece_is_taken_and_the_next_are_waited_for_longer() {
+        let mut window = Window::new(wants(4));
+        let now = Instant::now();
+        let asked = window.take(now);
+        let late = now + Duration::from_secs(10);
+        let again = window.take(late);
+        assert_eq!(again.len(), 2);
+        for want in &asked {
+            assert!(window.is_wanted(want));
+        }
+        assert!(window.take(late + Duration::from_secs(19)).is_empty(), "asked for again too soon");
+        for want in &asked {
+            window.done(want, late + Duration::from_secs(19));
+        }
+        assert!(window.is_done());
+        assert!(!window.is_wanted(&again[0]));
+    }
+
+    #[test]
     fn a_lost_link_forgets_what_was_asked_and_nothing_else() {
         let mut window = Window::new(wants(8));
         let now = Instant::now();
         let asked = window.take(now);
         window.done(&asked[0], now);
         window.forget_asked();
-        assert!(!window.is_asked(&asked[1]));
+        assert!(!window.is_wanted(&asked[1]));
         let mut rest = 0;
         while !window.is_done() {
             for want in window.take(now) {

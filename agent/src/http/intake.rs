@@ -19,7 +19,8 @@ const INLINE_BYTES: usize = 32 * 1024;
 pub(super) struct Intake {
     max_body: usize,
     timeout: Duration,
-    /// One permit for each byte that may be held.
+    /// One permit for each byte that may be held, beyond the first [`INLINE_BYTES`] of each body: for those there is always
+    /// room, for there are no more bodies than connections. So peers that stall with large bodies keep no small one out.
     memory: Arc<Semaphore>,
 }
 
@@ -69,7 +70,8 @@ impl Intake {
             if bytes.len() + piece.len() > self.max_body {
                 return Err(self.too_large());
             }
-            share.merge(self.hold(piece.len())?);
+            let beyond = |length: usize| length.saturating_sub(INLINE_BYTES);
+            share.merge(self.hold(beyond(bytes.len() + piece.len()) - beyond(bytes.len()))?);
             bytes.extend_from_slice(&piece);
         }
         Ok(Received { bytes: bytes.into(), _share: share })

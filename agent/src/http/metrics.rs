@@ -32,6 +32,9 @@ pub(super) async fn show(State(api): State<Api>) -> Response {
     for (status, count) in answers {
         family.sample(&[("status", &status.to_string())], count);
     }
+    let help = "Connections that were idle and made way for others.";
+    let given_up = api.places.given_up();
+    exposition.family("edgewise_http_connections_given_up_total", Kind::Counter, help).sample(&[], given_up);
     (api.metrics)(&mut exposition);
     let format = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (format, exposition.into_text()).into_response()

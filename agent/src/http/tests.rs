@@ -54,7 +54,7 @@ fn options() -> Options {
     Options {
         listen: "127.0.0.1:0".parse().unwrap(),
         max_body_bytes: 100_000,
-        max_held_bytes: 150_000,
+        max_held_bytes: 100_000,
         max_connections: 16,
         read_timeout: Duration::from_secs(20),
         score_model: None,
@@ -526,7 +526,7 @@ fn bodies_together_have_a_bound() {
         peer.write_all(&vec![b' '; bytes]).unwrap();
         peer
     };
-    // Two bodies of 90 kB are more than 150 kB: one of them is refused, though each is small enough.
+    // What two bodies of 90 kB have beyond their first 32 kB is more than 100 kB: one is refused, though each is small enough.
     let mut peers = [stalled(90_000), stalled(90_000)];
     let answers: Vec<String> = peers
         .iter_mut()

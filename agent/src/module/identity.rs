@@ -21,7 +21,7 @@ use tokio::io::AsyncReadExt;
 use super::token::{Claim, percent_encoded};
 use super::topic::Topics;
 use super::workload::{Workload, WorkloadError};
-use crate::capture::{EARLIEST_MS, wall_ms};
+use crate::clock::{EARLIEST_MS, wall_ms};
 use crate::config;
 
 /// A module of Azure IoT Edge.

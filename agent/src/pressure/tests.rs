@@ -6,6 +6,7 @@ use engine::Tensor;
 
 use super::*;
 use crate::board::tests::Laid;
+use crate::clock::RunClock;
 use crate::deploy::prove::prove;
 use crate::scorer::Scorer;
 use crate::service::{Request, Service};
@@ -172,7 +173,7 @@ async fn capture_backs_off_while_scoring_goes_on_and_every_row_is_counted() {
     let directory = tempfile::tempdir().unwrap();
     let spool = Arc::new(Mutex::new(Spool::open(directory.path(), SpoolOptions::default()).unwrap()));
     let waiting = crate::capture::Waiting { bytes: 1 << 20, time: Duration::from_millis(100) };
-    let (capture, writer, _appended) = crate::capture::open(spool.clone(), "boot".to_owned(), waiting);
+    let (capture, writer, _appended) = crate::capture::open(spool.clone(), RunClock::start("boot"), waiting);
     let writer = std::thread::spawn(move || writer.run());
     capture.set_collect(Collect::default());
     let service = Service { scorer: scorer(), capture, timeout: Duration::from_secs(30) };

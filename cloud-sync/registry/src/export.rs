@@ -26,11 +26,13 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::error::RegistryError;
-use crate::sink::time_ms;
 use crate::store::RowFile;
 
 /// The name of the last entry: how much there is.
 pub const SUMMARY_ENTRY: &str = ".edgewise-export.json";
+
+/// The last millisecond of the year 9999, after which dates have no agreed form.
+const LAST_MS: u64 = 253_402_300_799_000;
 
 /// Rows that are read at once.
 const BATCH_ROWS: usize = 1024;
@@ -148,6 +150,12 @@ impl<Read: Fn(&str) -> Result<Bytes, RegistryError>> Export<Read> {
 
 /// When each row was captured, in milliseconds since 1970.
 fn times(batch: &RecordBatch) -> Result<Vec<u64>, RegistryError> {
+    if let Some(captured) = batch.column_by_name("captured") {
+        let captured = captured.as_primitive_opt::<TimestampMillisecondType>();
+        let captured = captured.ok_or_else(|| reading("the column captured has another type"))?;
+        return Ok(captured.values().iter().map(|ms| u64::try_from(*ms).unwrap_or_default()).collect());
+    }
+    // Files from before it was told where a time comes from.
     let column =
         |name| batch.column_by_name(name).ok_or_else(|| reading(format!("column {name} is missing")));
     let wall = column("wall_ms")?.as_primitive_opt::<UInt64Type>();
@@ -160,7 +168,8 @@ fn times(batch: &RecordBatch) -> Result<Vec<u64>, RegistryError> {
     Ok(rows
         .map(|((wall, sure), received)| {
             let received = u64::try_from(received.unwrap_or_default()).unwrap_or_default();
-            time_ms(wall.unwrap_or_default(), sure.unwrap_or_default(), received)
+            let wall = wall.filter(|wall| sure.unwrap_or_default() && *wall <= LAST_MS);
+            wall.unwrap_or(received)
         })
         .collect())
 }

@@ -10,6 +10,7 @@
 //! - A row that can't be decoded or contradicts itself costs itself only; it is counted.
 
 mod table;
+mod time;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,8 +20,8 @@ use cloud_sync::name::DeviceId;
 use cloud_sync::rows::{self, RowsError};
 
 pub(crate) use table::readable;
-pub use table::time_ms;
 use table::{Table, TableError, Tables};
+use time::Reception;
 
 use crate::objects::{ObjectError, Objects};
 use crate::store::{RowFile, Store, StoreError};
@@ -197,7 +198,8 @@ fn attempt(
     let fresh = (first..).zip(&encoded).filter(|(sequence, _)| *sequence > before);
     let repeated = count - fresh.clone().count() as u64;
     let rows = fresh.map(|(sequence, bytes)| (sequence, bytes.as_slice()));
-    let Tables { tables, refused, left } = table::tables((device, &telemetry.stream), received_ms, rows)?;
+    let reception = Reception { at_ms: received_ms, clock: telemetry.clock.as_ref() };
+    let Tables { tables, refused, left } = table::tables((device, &telemetry.stream), reception, rows)?;
     let last = left.map_or(last, |left| left.saturating_sub(1));
     let id = uuid::Uuid::new_v4().simple().to_string();
     let file = |(position, table): (usize, Table)| {
@@ -230,7 +232,7 @@ pub(crate) mod tests {
         let rows: Vec<Vec<u8>> = rows.into_iter().collect();
         let (codec, rows) = rows::pack(&rows).unwrap();
         let (stream, rows) = ("s1".to_owned(), ByteBuf::from(rows));
-        Telemetry { stream, first_sequence, after: 0, codec, rows, ledger: Ledger::default() }
+        Telemetry { stream, first_sequence, after: 0, codec, rows, ledger: Ledger::default(), clock: None }
     }
 
     pub(crate) fn encoded(values: std::ops::Range<u32>) -> impl Iterator<Item = Vec<u8>> {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use rumqttc::{
     AsyncClient, ConnectionError, EventLoop, MqttState, Packet, Publish, StateError, SubscribeFilter,
     SubscribeReasonCode,
@@ -14,9 +13,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::incoming::{Arrivals, Arrived};
+use super::login::Renewal;
 use super::outgoing::Departures;
+use super::retry::Pauses;
 use super::{
-    BrokerUrl, Counters, Event, IN_FLIGHT, Identity, Incoming, Login, PendingLogin, TlsFiles, native,
+    BrokerUrl, CONNECT_TIMEOUT, Counters, Event, IN_FLIGHT, Identity, Incoming, Login, TlsFiles, native,
 };
 use crate::topic::Qos;
 
@@ -31,21 +32,8 @@ pub(super) const STALL: Duration = Duration::from_secs(60);
 /// that is lost at once, to a poisonous message or a twin with the same id, keeps backing off.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 
-/// Pause before a login that could not be renewed is asked for again. The connection goes on meanwhile.
-const RENEWAL_RETRY: Duration = Duration::from_secs(10);
-
-/// How long a connection whose login is to be renewed waits for a moment at which nothing is on its way: what is then
-/// would come twice.
-const SETTLE: Duration = Duration::from_secs(2);
-
 /// How long the last messages and the DISCONNECT may take.
 const FAREWELL: Duration = Duration::from_secs(3);
-
-/// First and longest pause between two attempts to connect, before jitter: a blip costs a second, and ten
-/// thousand devices that come back together are spread over more than a minute.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// See [`FIRST_RETRY`].
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// The half that does the work; see [`Driver::run`].
 pub struct Driver {
@@ -70,7 +58,7 @@ impl Driver {
     /// Keeps the connection until `stop`; then sends what is queued, says DISCONNECT and returns. A DISCONNECT
     /// suppresses the last will, so what the will would say is to be published before `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut pauses = retries();
+        let mut pauses = Pauses::default();
         let mut renewed = None;
         loop {
             // Once more, for a sender that was past its check when the last connection was lost.
@@ -82,7 +70,7 @@ impl Driver {
             let was_good =
                 self.connected_since.take().is_some_and(|since| since.elapsed() >= GOOD_CONNECTION);
             if was_good {
-                pauses = retries();
+                pauses = Pauses::default();
             }
             let reason = match end {
                 End::Renewal(login) => {
@@ -96,13 +84,16 @@ impl Driver {
                 End::Lost(reason) => reason,
             };
             self.forget();
-            let pause = pauses.next().unwrap_or(LONGEST_RETRY);
+            let pause = pauses.next();
             tracing::warn!(broker = %self.broker, %reason, retry_in = ?pause, "no connection to the broker");
+            self.counters.failures.fetch_add(1, Ordering::Relaxed);
+            self.counters.pause_ms.store(pause.as_millis() as u64, Ordering::Relaxed);
             self.report(Event::Disconnected(reason));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => break,
             }
+            self.counters.pause_ms.store(0, Ordering::Relaxed);
         }
         self.farewell().await;
         self.forget();
@@ -133,7 +124,8 @@ impl Driver {
 
     /// One connection, from the connect to its end, or to the moment at which its login is renewed.
     async fn connection(&mut self, renewal: Option<Instant>) -> Result<End, String> {
-        let mut renewal = Renewal { due: renewal, ..Renewal::default() };
+        self.wait_at_most(CONNECT_TIMEOUT);
+        let mut renewal = Renewal::due(renewal);
         let mut progress = Instant::now();
         loop {
             if let Some(login) = renewal.take_login(self.is_idle()) {
@@ -170,8 +162,18 @@ impl Driver {
 
     fn take(&mut self, event: rumqttc::Event) -> Result<(), String> {
         use rumqttc::Event;
+        if matches!(event, Event::Incoming(_)) {
+            // Whatever comes shows that the broker lives. Behind what a slow link still has to bring, the answer to a ping
+            // can take longer than the client waits for it.
+            self.event_loop.state.await_pingresp = false;
+        }
         match event {
-            Event::Incoming(Packet::ConnAck(_)) => self.subscribe()?,
+            Event::Incoming(Packet::ConnAck(_)) => {
+                // While a message leaves, nothing else is looked at; so a link that takes none is given up in the time in
+                // which a ping would be missed.
+                self.wait_at_most(self.event_loop.mqtt_options.keep_alive());
+                self.subscribe()?;
+            }
             Event::Incoming(Packet::SubAck(ack)) if !*self.online.borrow() => {
                 self.subscribed(&ack.return_codes)?;
             }
@@ -203,6 +205,14 @@ impl Driver {
         if let Some(arrivals) = &self.arrivals {
             arrivals.flush();
         }
+    }
+
+    /// Bounds how long the client waits for the network to connect, or to take a message.
+    fn wait_at_most(&mut self, longest: Duration) {
+        let mut options = self.event_loop.network_options();
+        // It counts in seconds; less than one would be none.
+        options.set_connection_timeout(longest.as_secs().max(1));
+        self.event_loop.set_network_options(options);
     }
 
     fn subscribe(&mut self) -> Result<(), String> {
@@ -337,44 +347,6 @@ impl Driver {
     }
 }
 
-/// The renewal of a login, beside the connection that it is for: first the new login, then a quiet moment.
-#[derive(Default)]
-struct Renewal {
-    due: Option<Instant>,
-    pending: Option<PendingLogin>,
-    /// With the moment after which it is no longer waited.
-    login: Option<(Login, Instant)>,
-}
-
-impl Renewal {
-    /// The new login, if the connection can be left for it now.
-    fn take_login(&mut self, is_idle: bool) -> Option<Login> {
-        let now = Instant::now();
-        self.login.take_if(|(_, latest)| is_idle || *latest <= now).map(|(login, _)| login)
-    }
-
-    /// Waits for the next thing to happen, which may be never.
-    async fn step(&mut self, identity: &Identity) {
-        if let Some((_, latest)) = &self.login {
-            return tokio::time::sleep_until(*latest).await;
-        }
-        if self.pending.is_none() {
-            match self.due {
-                Some(due) => tokio::time::sleep_until(due).await,
-                None => std::future::pending().await,
-            }
-        }
-        match self.pending.get_or_insert_with(|| identity.login()).await {
-            Ok(login) => self.login = Some((login, Instant::now() + SETTLE)),
-            Err(why) => {
-                tracing::warn!(%why, retry_in = ?RENEWAL_RETRY, "the login could not be renewed");
-                self.due = Some(Instant::now() + RENEWAL_RETRY);
-            }
-        }
-        self.pending = None;
-    }
-}
-
 /// How a connection ended.
 enum End {
     /// It was lost, or not made, for this reason.
@@ -396,14 +368,4 @@ fn is_progress(event: &rumqttc::Event) -> bool {
 fn is_too_large(error: &ConnectionError) -> bool {
     use rumqttc::Error::PayloadSizeLimitExceeded;
     matches!(error, ConnectionError::MqttState(StateError::Deserialization(PayloadSizeLimitExceeded(_))))
-}
-
-/// The pauses between attempts to connect; they never end.
-fn retries() -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(FIRST_RETRY)
-        .with_max_delay(LONGEST_RETRY)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }

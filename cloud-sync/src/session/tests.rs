@@ -53,6 +53,34 @@ async fn a_broker_that_loses_an_acknowledgement_is_left_and_an_idle_one_is_not()
 }
 
 #[tokio::test]
+async fn a_peer_that_is_slow_to_answer_pings_is_kept_and_a_silent_one_is_left_in_time() {
+    let (broker, mut session) = start(driver::STALL).await;
+    let mut peer = Peer::subscribed(&broker).await;
+    session.connected().await;
+    // For four intervals of pings, none of which is answered.
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        peer.send(&[0x30, 6, 0, 3, b'f', b'o', b'o', b'!']).await;
+    }
+    assert!(session.sender.is_online());
+    let silent = tokio::time::Instant::now();
+    soon(session.sender.online.wait_for(|online| !*online)).await.unwrap();
+    assert!(silent.elapsed() < Duration::from_millis(2500), "{:?}", silent.elapsed());
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_nothing_is_left_in_time() {
+    let (broker, mut session) = start(driver::STALL).await;
+    let _peer = Peer::subscribed(&broker).await;
+    session.connected().await;
+    let begun = tokio::time::Instant::now();
+    let large = Outgoing { body: Bytes::from(vec![0; 100_000]), qos: Qos::AtMostOnce, ..message() };
+    // More than the buffers of both ends hold.
+    while soon(session.sender.publish(large.clone())).await.is_ok() {}
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn nothing_of_a_lost_connection_reaches_the_next() {
     let (broker, mut session) = start(driver::STALL).await;
     let mut peer = Peer::subscribed(&broker).await;

@@ -38,8 +38,9 @@ pub(super) async fn health(State(api): State<Api>) -> (StatusCode, Json<Value>) 
 )]
 pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let (worker, session, sink) = (&api.parts.counters, api.parts.link.counters(), api.parts.sink.counters());
-    let counters: [(&str, &str, &AtomicU64); 16] = [
+    let counters: [(&str, &str, &AtomicU64); 17] = [
         ("mqtt_connects", "Connections made to the broker", &session.connects),
+        ("mqtt_failures", "Connections that were lost, and attempts that made none", &session.failures),
         ("mqtt_received_messages", "Messages received", &session.received),
         ("mqtt_received_bytes", "Payload bytes received", &session.received_bytes),
         ("mqtt_sent_messages", "Messages sent", &session.sent),

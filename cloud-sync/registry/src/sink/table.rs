@@ -4,7 +4,8 @@
 //! is one column of its type; a longer one is spread over `NAME_0`, `NAME_1`, …; one with more than
 //! [`SPREAD_ELEMENTS`], or whose spread names would be another tensor's, is one binary column. Each column's metadata
 //! says the tensor's name, type and shape, so that [`crate::export`] can put it together again.
-//! Text that is not UTF-8 stands as `0x` and its hexadecimal digits.
+//! Text that is not UTF-8 stands as `0x` and its hexadecimal digits. The last two columns are when the row was captured, as
+//! [`super::time`] has it, and where that comes from.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -25,6 +26,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
+use super::time::{Reception, Source};
+
 /// Longest tensor that gets a column for each element: beyond that nobody reads them by name.
 pub(super) const SPREAD_ELEMENTS: usize = 1024;
 
@@ -37,9 +40,6 @@ const MAX_TENSORS: usize = 256;
 /// Most tables of one attempt: each is a file. Most batches need one for each model; one whose tensors have many shapes
 /// takes several attempts.
 const MAX_TABLES: usize = 64;
-
-/// The last millisecond of the year 9999, after which dates have no agreed form.
-const LAST_MS: u64 = 253_402_300_799_000;
 
 /// Rows of one model version and day, as a Parquet file.
 #[derive(Debug, Clone)]
@@ -71,11 +71,6 @@ pub enum TableError {
     Parquet(#[from] parquet::errors::ParquetError),
 }
 
-/// When a row was captured: by the device's clock where that can be trusted, else when it was received.
-pub fn time_ms(wall_ms: u64, wall_sure: bool, received_ms: u64) -> u64 {
-    if wall_sure && wall_ms <= LAST_MS { wall_ms } else { received_ms }
-}
-
 /// Rows of a stream, up to the first that needs a table too many.
 #[derive(Debug)]
 pub(super) struct Tables {
@@ -90,18 +85,20 @@ pub(super) struct Tables {
 /// Puts encoded rows, each with its sequence number, into tables.
 pub(super) fn tables<'a>(
     (device, stream): (&DeviceId, &str),
-    received_ms: u64,
+    reception: Reception<'_>,
     rows: impl Iterator<Item = (u64, &'a [u8])>,
 ) -> Result<Tables, TableError> {
-    let mut groups: BTreeMap<Group, Vec<(u64, Row)>> = BTreeMap::new();
+    let mut groups: BTreeMap<Group, Vec<Received>> = BTreeMap::new();
     let (mut refused, mut left) = (0, None);
     for (sequence, bytes) in rows {
         let found = Row::decode(bytes).ok().and_then(|row| {
             let layout = layout(&row)?;
-            let day = day(time_ms(row.wall_ms, row.wall_sure, received_ms));
-            Some((Group { model: row.model.to_string(), version: row.version, day, layout }, row))
+            let (captured_ms, source) = reception.captured(&row);
+            let (model, day) = (row.model.to_string(), day(captured_ms));
+            let group = Group { model, version: row.version, day, layout };
+            Some((group, Received { sequence, row, captured_ms, source }))
         });
-        let Some((group, row)) = found else {
+        let Some((group, received)) = found else {
             refused += 1;
             continue;
         };
@@ -109,10 +106,18 @@ pub(super) fn tables<'a>(
             left = Some(sequence);
             break;
         }
-        groups.entry(group).or_default().push((sequence, row));
+        groups.entry(group).or_default().push(received);
     }
-    let table = |(group, rows)| table((device, stream), received_ms, group, rows);
+    let table = |(group, rows)| table((device, stream), reception.at_ms, group, rows);
     Ok(Tables { tables: groups.into_iter().map(table).collect::<Result<_, _>>()?, refused, left })
+}
+
+/// A row that is stored.
+struct Received {
+    sequence: u64,
+    row: Row,
+    captured_ms: u64,
+    source: Source,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -220,47 +225,53 @@ fn table(
     (device, stream): (&DeviceId, &str),
     received_ms: u64,
     group: Group,
-    rows: Vec<(u64, Row)>,
+    rows: Vec<Received>,
 ) -> Result<Table, TableError> {
-    let text = |of: fn(&Row) -> &str| -> ArrayRef {
-        Arc::new(rows.iter().map(|(_, row)| Some(of(row))).collect::<StringArray>())
+    let text = |of: fn(&Received) -> &str| -> ArrayRef {
+        Arc::new(rows.iter().map(|received| Some(of(received))).collect::<StringArray>())
     };
     let number =
-        |of: fn(&(u64, Row)) -> u64| -> ArrayRef { Arc::new(rows.iter().map(of).collect::<UInt64Array>()) };
+        |of: fn(&Received) -> u64| -> ArrayRef { Arc::new(rows.iter().map(of).collect::<UInt64Array>()) };
+    let instant = |of: &dyn Fn(&Received) -> u64| -> ArrayRef {
+        let times = rows.iter().map(|received| i64::try_from(of(received)).unwrap_or(i64::MAX));
+        Arc::new(TimestampMillisecondArray::from_iter_values(times).with_timezone("UTC"))
+    };
     let constant = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value; rows.len()])) };
-    let received = i64::try_from(received_ms).unwrap_or(i64::MAX);
-    let received = TimestampMillisecondArray::from(vec![received; rows.len()]).with_timezone("UTC");
-    let sure: BooleanArray = rows.iter().map(|(_, row)| Some(row.wall_sure)).collect();
+    let sure: BooleanArray = rows.iter().map(|received| Some(received.row.wall_sure)).collect();
     let heads: [(&str, ArrayRef); 10] = [
         ("device", constant(device.as_str())),
         ("stream", constant(stream)),
-        ("sequence", number(|(sequence, _)| *sequence)),
-        ("correlation_id", text(|row| &row.correlation_id)),
-        ("request_id", text(|row| &row.request_id)),
-        ("boot_id", text(|row| &row.boot_id)),
-        ("monotonic_ns", number(|(_, row)| row.monotonic_ns)),
-        ("wall_ms", number(|(_, row)| row.wall_ms)),
+        ("sequence", number(|received| received.sequence)),
+        ("correlation_id", text(|received| &received.row.correlation_id)),
+        ("request_id", text(|received| &received.row.request_id)),
+        ("boot_id", text(|received| &received.row.boot_id)),
+        ("monotonic_ns", number(|received| received.row.monotonic_ns)),
+        ("wall_ms", number(|received| received.row.wall_ms)),
         ("wall_sure", Arc::new(sure)),
-        ("received", Arc::new(received)),
+        ("received", instant(&|_| received_ms)),
     ];
-    let mut fields = Vec::new();
-    let mut arrays = Vec::new();
-    for (name, array) in heads {
-        fields.push(Field::new(name, array.data_type().clone(), false));
-        arrays.push(array);
-    }
+    let tails: [(&str, ArrayRef); 2] = [
+        ("captured", instant(&|received| received.captured_ms)),
+        ("captured_source", text(|received| received.source.name())),
+    ];
+    let plain = |(name, array): (&str, ArrayRef)| (Field::new(name, array.data_type().clone(), false), array);
+    let (mut fields, mut arrays): (Vec<_>, Vec<_>) = heads.into_iter().map(plain).unzip();
     for (position, tensor) in group.layout.iter().enumerate() {
-        let data: Vec<&[u8]> = rows.iter().map(|(_, row)| tensor_data(row, position)).collect();
+        let data: Vec<&[u8]> = rows.iter().map(|received| tensor_data(&received.row, position)).collect();
         for (name, array) in tensor.columns(&data) {
             fields.push(tensor.field(name, array.data_type()));
             arrays.push(array);
         }
     }
+    for (field, array) in tails.into_iter().map(plain) {
+        fields.push(field);
+        arrays.push(array);
+    }
     let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?;
     let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties))?;
     writer.write(&batch)?;
-    let times = rows.iter().map(|(_, row)| time_ms(row.wall_ms, row.wall_sure, received_ms));
+    let times = rows.iter().map(|received| received.captured_ms);
     let (first_ms, last_ms) =
         times.fold((u64::MAX, 0), |(first, last), time| (first.min(time), last.max(time)));
     Ok(Table {
@@ -419,14 +430,17 @@ pub(crate) mod tests {
 
     fn names(table: &Table) -> Vec<String> {
         let reader = ParquetRecordBatchReaderBuilder::try_new(table.parquet.clone()).unwrap();
-        reader.schema().fields().iter().skip(10).map(|field| field.name().clone()).collect()
+        let names: Vec<String> = reader.schema().fields().iter().map(|field| field.name().clone()).collect();
+        assert_eq!(names[names.len() - 2..], ["captured", "captured_source"]);
+        names[10..names.len() - 2].to_vec()
     }
 
     fn of(rows: Vec<(u64, Row)>) -> (Vec<Table>, u64) {
         let encoded: Vec<(u64, Vec<u8>)> =
             rows.into_iter().map(|(sequence, row)| (sequence, row.encode().unwrap())).collect();
+        let reception = Reception { at_ms: 1_700_000_000_000, clock: None };
         let rows = encoded.iter().map(|(sequence, bytes)| (*sequence, bytes.as_slice()));
-        let tables = tables((&"d".parse().unwrap(), "s"), 1_700_000_000_000, rows).unwrap();
+        let tables = tables((&"d".parse().unwrap(), "s"), reception, rows).unwrap();
         assert_eq!(tables.left, None);
         (tables.tables, tables.refused)
     }

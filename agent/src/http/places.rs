@@ -1,0 +1,196 @@
+//! Who may be connected: a bounded number of peers, of which the one that keeps us waiting longest makes way for a new one.
+//!
+//! Invariants:
+//! - There are never more connections than places.
+//! - A request that is here whole is answered: its connection is not given up before its answer is there. One that waits
+//!   for its peer may be: for a request, for the rest of a body, or for the answer to be taken.
+//! - So whoever sends a request at once is served past any number of peers that send little, or nothing.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::http::Request;
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// All places. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Places(Arc<Hall>);
+
+struct Hall {
+    most: usize,
+    state: Mutex<State>,
+    /// A place may have become free.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    last: u64,
+    given_up: u64,
+    taken: HashMap<u64, Taken>,
+}
+
+struct Taken {
+    /// Since when its peer is waited for; `None` while we are at work for it.
+    waiting: Option<Instant>,
+    leave: CancellationToken,
+}
+
+/// One connection's place. It is free again once this is dropped.
+pub(super) struct Place {
+    hall: Arc<Hall>,
+    number: u64,
+    leave: CancellationToken,
+}
+
+/// A request's body, which tells when all of it is here.
+struct Watched {
+    body: Body,
+    place: Arc<Place>,
+}
+
+impl Places {
+    /// So many places.
+    pub(super) fn new(most: usize) -> Self {
+        Self(Arc::new(Hall { most, state: Mutex::default(), changed: Notify::new() }))
+    }
+
+    /// A place for a new connection. Where all are taken, another makes way; where we are at work for all, this waits.
+    pub(super) async fn take(&self) -> Place {
+        loop {
+            let changed = self.0.changed.notified();
+            if let Some(place) = self.try_take() {
+                return place;
+            }
+            changed.await;
+        }
+    }
+
+    /// Connections that had to make way.
+    pub(super) fn given_up(&self) -> u64 {
+        self.0.lock().given_up
+    }
+
+    fn try_take(&self) -> Option<Place> {
+        let mut state = self.0.lock();
+        if state.taken.len() >= self.0.most {
+            let waiting = state.taken.iter().filter_map(|(number, taken)| Some((taken.waiting?, *number)));
+            let (_, longest) = waiting.min()?;
+            if let Some(taken) = state.taken.remove(&longest) {
+                taken.leave.cancel();
+                state.given_up += 1;
+            }
+        }
+        state.last += 1;
+        let (number, leave) = (state.last, CancellationToken::new());
+        state.taken.insert(number, Taken { waiting: Some(Instant::now()), leave: leave.clone() });
+        Some(Place { hall: self.0.clone(), number, leave })
+    }
+}
+
+impl Hall {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Does the connection's work until its end, or until it has to make way.
+    pub(super) async fn hold(&self, work: impl Future<Output = ()>) {
+        self.leave.run_until_cancelled(work).await;
+    }
+
+    /// Watches a request: we are at work for its peer once all of it is here.
+    pub(super) fn watch(self: &Arc<Self>, request: Request<Body>) -> Request<Body> {
+        if request.body().is_end_stream() {
+            self.working();
+            return request;
+        }
+        request.map(|body| Body::new(Watched { body, place: self.clone() }))
+    }
+
+    /// The answer is there: from now on the peer is waited for.
+    pub(super) fn answered(&self) {
+        self.wait_since(Some(Instant::now()));
+        self.hall.changed.notify_one();
+    }
+
+    fn working(&self) {
+        self.wait_since(None);
+    }
+
+    fn wait_since(&self, waiting: Option<Instant>) {
+        if let Some(taken) = self.hall.lock().taken.get_mut(&self.number) {
+            taken.waiting = waiting;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.hall.lock().taken.remove(&self.number);
+        self.hall.changed.notify_one();
+    }
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.place.working();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_waited_for_longest_makes_way_and_nobody_whom_we_work_for() {
+        let places = Places::new(2);
+        let (first, second) = (Arc::new(places.take().await), places.take().await);
+        first.watch(Request::new(Body::empty()));
+        let third = places.take().await;
+        assert!(second.leave.is_cancelled() && !first.leave.is_cancelled() && !third.leave.is_cancelled());
+        assert_eq!(places.given_up(), 1);
+
+        third.working();
+        assert!(places.try_take().is_none(), "we work for both");
+        first.answered();
+        let fourth = places.take().await;
+        assert!(first.leave.is_cancelled() && !third.leave.is_cancelled());
+        drop((second, first, third));
+        assert!(places.try_take().is_some());
+        assert!(!fourth.leave.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_request_is_here_when_its_body_is() {
+        let places = Places::new(1);
+        let place = Arc::new(places.take().await);
+        let request = place.watch(Request::new(Body::from("body")));
+        assert!(places.0.lock().taken.values().all(|taken| taken.waiting.is_some()));
+        let body = axum::body::to_bytes(request.into_body(), 10).await.unwrap();
+        assert_eq!(&body[..], b"body");
+        assert!(places.0.lock().taken.values().all(|taken| taken.waiting.is_none()));
+    }
+}

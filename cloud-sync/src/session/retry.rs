@@ -1,0 +1,68 @@
+//! The pauses between attempts to connect.
+//!
+//! Invariants:
+//! - A pause is never shorter than [`SHORTEST`] nor longer than [`LONGEST`], however long the broker is away.
+//! - Each is drawn evenly from all that it may be: those who lost a broker together come back one by one, over seconds
+//!   after a short outage and over a minute after a long one.
+
+use std::time::Duration;
+
+/// A broker that refuses at once is not asked more often than this.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// The most that the first pause may be: ten thousand devices that lose a broker for a moment are 3300 a second when they
+/// come back, which one machine bears, and a device alone is back after 2.5 s.
+const FIRST: Duration = Duration::from_secs(4);
+
+/// The most that any pause may be.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Pauses that get longer, without end.
+pub(super) struct Pauses {
+    most: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { most: FIRST }
+    }
+}
+
+impl Pauses {
+    /// The next pause. The most that it may be doubles each time.
+    pub(super) fn next(&mut self) -> Duration {
+        let pause = SHORTEST + (self.most - SHORTEST).mul_f64(fastrand::f64());
+        self.most = self.most.saturating_mul(2).min(LONGEST);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_within_their_bounds() {
+        for attempts in [1, 3, 10, 1000] {
+            let mut pauses = Pauses::default();
+            let drawn: Vec<Duration> = (0..attempts).map(|_| pauses.next()).collect();
+            assert!(drawn.iter().all(|pause| (SHORTEST..=LONGEST).contains(pause)), "{drawn:?}");
+            assert!(drawn[0] <= FIRST);
+        }
+        let mut pauses = Pauses::default();
+        let late: Duration = (0..1000).map(|_| pauses.next()).sum();
+        assert!(late > LONGEST * 400, "{late:?}");
+    }
+
+    #[test]
+    fn a_herd_is_spread_over_the_whole_first_pause() {
+        const HERD: usize = 10_000;
+        let mut tenths = [0; 10];
+        for _ in 0..HERD {
+            let pause = Pauses::default().next();
+            let share = (pause - SHORTEST).div_duration_f64(FIRST - SHORTEST);
+            tenths[((share * 10.0) as usize).min(9)] += 1;
+        }
+        assert!(tenths.iter().all(|tenth| (HERD / 20..HERD / 5).contains(tenth)), "{tenths:?}");
+    }
+}

@@ -18,6 +18,7 @@ mod driver;
 mod incoming;
 mod login;
 mod outgoing;
+mod refusal;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -243,6 +244,11 @@ impl Sender {
         let delivery = self.departures.try_send(message)?;
         self.count(bytes);
         Ok(delivery)
+    }
+
+    /// Listens to more, for as long as this connection lasts. A broker that refuses ends the connection.
+    pub fn subscribe(&self, filters: &[(String, Qos)]) -> Result<(), SendError> {
+        self.departures.subscribe(filters)
     }
 
     /// Whether there is a connection now.

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::incoming::{Arrivals, Arrived};
 use super::outgoing::Departures;
+use super::refusal::explain;
 use super::{
     BrokerUrl, Counters, Event, IN_FLIGHT, Identity, Incoming, Login, PendingLogin, TlsFiles, native,
 };
@@ -151,7 +152,7 @@ impl Driver {
                     if is_too_large(&error) {
                         self.counters.dropped.fetch_add(1, Ordering::Relaxed);
                     }
-                    return Err(error.to_string());
+                    return Err(explain(&error));
                 }
                 Err(_) if self.is_waiting() => {
                     return Err(format!("the broker has left messages unanswered for {:?}", self.stall));
@@ -172,9 +173,7 @@ impl Driver {
         use rumqttc::Event;
         match event {
             Event::Incoming(Packet::ConnAck(_)) => self.subscribe()?,
-            Event::Incoming(Packet::SubAck(ack)) if !*self.online.borrow() => {
-                self.subscribed(&ack.return_codes)?;
-            }
+            Event::Incoming(Packet::SubAck(ack)) => self.subscribed(&ack.return_codes)?,
             Event::Incoming(Packet::Publish(publish)) => {
                 // Not every broker sends again on this connection what it has no acknowledgement of, and until then no
                 // later one could leave.
@@ -221,6 +220,7 @@ impl Driver {
                 let filter = self.subscriptions.get(at).map_or("?", |(filter, _)| filter);
                 Err(format!("the broker refused the subscription to {filter}; check its access list"))
             }
+            None if *self.online.borrow() => Ok(()),
             None => self.connected(),
         }
     }

@@ -248,7 +248,7 @@ impl Sender {
 
     /// Listens to more, for as long as this connection lasts. A broker that refuses ends the connection.
     pub fn subscribe(&self, filters: &[(String, Qos)]) -> Result<(), SendError> {
-        self.departures.subscribe(filters)
+        if self.is_online() { self.departures.subscribe(filters) } else { Err(SendError::Offline) }
     }
 
     /// Whether there is a connection now.

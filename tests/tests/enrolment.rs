@@ -101,7 +101,7 @@ fn without_a_good_certificate_nobody_comes_in_and_both_ends_say_why() -> Result<
 
 #[tokio::test]
 async fn a_device_neither_hears_nor_speaks_for_another() -> Result<(), Failure> {
-    let site = Enrolled::start("neighbours")?;
+    let mut site = Enrolled::start("neighbours")?;
     let root = Root::default();
     let registry = site.files_in(&site.directory.join("cloud/broker"));
     let mut registry = Client::connect(&site, "registry", registry, &[format!("{root}/#")]).await?;
@@ -142,6 +142,24 @@ async fn a_device_neither_hears_nor_speaks_for_another() -> Result<(), Failure> 
             registry.expect(&topic(id, kind)).await?;
         }
     }
+
+    // B is lost, and shut out as the access list's head says.
+    let list = site.directory.join("broker/devices.acl");
+    let denied = format!("user device-b\ntopic deny {root}/device-b/#\n\nuser @registry\n");
+    let text = files::read(&list)?;
+    assert!(text.contains("user @registry\n"));
+    site.broker.kill();
+    files::write(&list, text.replace("user @registry\n", &denied))?;
+    site.broker.restart()?;
+    for client in [&mut registry, a, b] {
+        client.connected().await?;
+    }
+    b.publish(topic("device-b", Kind::Reply)).await?;
+    registry.publish(topic("device-b", Kind::Command)).await?;
+    registry.expect(&topic("device-b", Kind::Command)).await?;
+    registry.publish(topic("device-a", Kind::Command)).await?;
+    a.expect(&topic("device-a", Kind::Command)).await?;
+    assert!(b.events.try_recv().is_err(), "the broker speaks to who is shut out");
     Ok(())
 }
 
@@ -164,10 +182,17 @@ impl Client {
         let (sender, events, driver) = session::open(options).map_err(|error| error.to_string())?;
         tokio::spawn(driver.run(tokio_util::sync::CancellationToken::new()));
         let mut client = Self { sender, events };
-        match client.event().await? {
-            Event::Connected => Ok(client),
-            other => Err(format!("{id} is not let in: {other:?}")),
-        }
+        client.connected().await?;
+        Ok(client)
+    }
+
+    /// Waits until it is let in.
+    async fn connected(&mut self) -> Result<(), Failure> {
+        let connected = async {
+            while !matches!(self.event().await?, Event::Connected) {}
+            Ok(())
+        };
+        tokio::time::timeout(PATIENCE, connected).await.map_err(|_| "the broker lets nobody in".to_owned())?
     }
 
     async fn publish(&self, topic: String) -> Result<(), Failure> {

@@ -5,20 +5,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use rumqttc::{
-    AsyncClient, ConnectionError, EventLoop, MqttState, Packet, Publish, StateError, SubscribeFilter,
-    SubscribeReasonCode,
-};
+use rumqttc::{AsyncClient, EventLoop, MqttState, Packet, Publish, SubscribeReasonCode};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::incoming::{Arrivals, Arrived};
 use super::outgoing::Departures;
-use super::refusal::explain;
-use super::{
-    BrokerUrl, Counters, Event, IN_FLIGHT, Identity, Incoming, Login, PendingLogin, TlsFiles, native,
-};
+use super::refusal::{explain, is_too_large};
+use super::{BrokerUrl, Counters, Event, IN_FLIGHT, Identity, Incoming, Login, PendingLogin, TlsFiles};
 use crate::topic::Qos;
 
 /// Places in the consumer's queue which messages can't take, so that a flood never hides that the connection was lost.
@@ -208,20 +203,20 @@ impl Driver {
         if self.subscriptions.is_empty() {
             return self.connected();
         }
-        let filter = |(filter, qos): &(String, Qos)| SubscribeFilter::new(filter.clone(), native(*qos));
-        self.client
-            .try_subscribe_many(self.subscriptions.iter().map(filter))
-            .map_err(|error| format!("the subscriptions can't be sent: {error}"))
+        let sent = self.departures.subscribe(&self.subscriptions);
+        sent.map_err(|error| format!("the subscriptions can't be sent: {error}"))
     }
 
     fn subscribed(&mut self, codes: &[SubscribeReasonCode]) -> Result<(), String> {
+        let is_first = !*self.online.borrow();
         match codes.iter().position(|code| matches!(code, SubscribeReasonCode::Failure)) {
             Some(at) => {
-                let filter = self.subscriptions.get(at).map_or("?", |(filter, _)| filter);
+                let filter = self.subscriptions.get(at).filter(|_| is_first);
+                let filter = filter.map_or("what was asked for later", |(filter, _)| filter);
                 Err(format!("the broker refused the subscription to {filter}; check its access list"))
             }
-            None if *self.online.borrow() => Ok(()),
-            None => self.connected(),
+            None if is_first => self.connected(),
+            None => Ok(()),
         }
     }
 
@@ -391,11 +386,6 @@ fn is_progress(event: &rumqttc::Event) -> bool {
         Event::Incoming(Packet::ConnAck(_) | Packet::PubAck(_))
             | Event::Outgoing(Outgoing::Publish(_) | Outgoing::Subscribe(_))
     )
-}
-
-fn is_too_large(error: &ConnectionError) -> bool {
-    use rumqttc::Error::PayloadSizeLimitExceeded;
-    matches!(error, ConnectionError::MqttState(StateError::Deserialization(PayloadSizeLimitExceeded(_))))
 }
 
 /// The pauses between attempts to connect; they never end.

@@ -126,9 +126,6 @@ impl Departures {
 
     /// Asks the broker for more messages.
     pub(super) fn subscribe(&self, filters: &[(String, Qos)]) -> Result<(), SendError> {
-        if !self.lock().online {
-            return Err(SendError::Offline);
-        }
         let filter = |(filter, qos): &(String, Qos)| SubscribeFilter::new(filter.clone(), native(*qos));
         self.client.try_subscribe_many(filters.iter().map(filter)).map_err(|_| SendError::Busy)
     }

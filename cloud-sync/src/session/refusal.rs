@@ -18,6 +18,12 @@ pub(super) fn explain(error: &ConnectionError) -> String {
     }
 }
 
+/// Whether a message came that is larger than any of ours.
+pub(super) fn is_too_large(error: &ConnectionError) -> bool {
+    use rumqttc::Error::PayloadSizeLimitExceeded;
+    matches!(error, ConnectionError::MqttState(StateError::Deserialization(PayloadSizeLimitExceeded(_))))
+}
+
 /// What is wrong with the broker's certificate.
 fn of_broker(why: &CertificateError) -> Option<&'static str> {
     use CertificateError as Why;
@@ -79,7 +85,10 @@ fn tls_error(error: &ConnectionError) -> Option<&Error> {
         ConnectionError::Tls(TlsError::TLS(error)) => Some(error),
         ConnectionError::Tls(TlsError::Io(error))
         | ConnectionError::Io(error)
-        | ConnectionError::MqttState(StateError::Io(error)) => error.get_ref()?.downcast_ref(),
+        | ConnectionError::MqttState(StateError::Io(error))
+        | ConnectionError::MqttState(StateError::Deserialization(rumqttc::Error::Io(error))) => {
+            error.get_ref()?.downcast_ref()
+        }
         _ => None,
     }
 }

@@ -178,7 +178,7 @@ mod tests {
             assert_eq!(rules.clone().filter(|line| line.ends_with(&ends)).count(), 1, "{kind}");
         }
         assert!(ACCESS.contains(&format!("user {}\n", crate::authority::REGISTRY_NAME)));
-        let limit = format!("message_size_limit {}\n", cloud_sync::limits::MAX_PACKET_BYTES);
+        let limit = format!("max_packet_size {}\n", cloud_sync::limits::MAX_PACKET_BYTES);
         assert!(MOSQUITTO.contains(&limit));
     }
 }

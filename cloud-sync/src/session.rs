@@ -19,6 +19,7 @@ mod driver;
 mod incoming;
 mod login;
 mod outgoing;
+mod refusal;
 mod retry;
 
 use std::sync::Arc;
@@ -248,6 +249,11 @@ impl Sender {
         let delivery = self.departures.try_send(message)?;
         self.count(bytes);
         Ok(delivery)
+    }
+
+    /// Listens to more, for as long as this connection lasts. A broker that refuses ends the connection.
+    pub fn subscribe(&self, filters: &[(String, Qos)]) -> Result<(), SendError> {
+        if self.is_online() { self.departures.subscribe(filters) } else { Err(SendError::Offline) }
     }
 
     /// Whether there is a connection now.

@@ -52,6 +52,9 @@ pub struct Root(String);
 )]
 pub struct RootError(String);
 
+/// What registries share among themselves.
+const SHARED: [Kind; 3] = [Kind::Fetch, Kind::Telemetry, Kind::Reply];
+
 impl Kind {
     /// All kinds, those of the device first.
     pub const ALL: [Self; 9] = [
@@ -132,13 +135,12 @@ impl Root {
         let all = |kind: Kind| (format!("{}/+/{kind}", self.0), kind.qos());
         // A group for each kind: rumqttd 0.20 keeps one place in the log for a group, whatever its filters are.
         let shared = |kind: Kind| (format!("$share/registry-{kind}/{}/+/{kind}", self.0), kind.qos());
-        vec![
-            all(Kind::Presence),
-            all(Kind::Reported),
-            shared(Kind::Fetch),
-            shared(Kind::Telemetry),
-            shared(Kind::Reply),
-        ]
+        [Kind::Presence, Kind::Reported].map(all).into_iter().chain(SHARED.map(shared)).collect()
+    }
+
+    /// What a registry listens to besides where the broker has no shared subscriptions.
+    pub fn unshared(&self) -> Vec<(String, Qos)> {
+        SHARED.map(|kind| (format!("{}/+/{kind}", self.0), kind.qos())).into()
     }
 }
 

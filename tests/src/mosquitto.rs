@@ -4,6 +4,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::files;
 use crate::process::{Failure, Process, wait_until};
 
 /// How often a free port may be lost to somebody else between our look and Mosquitto's start.
@@ -29,6 +30,8 @@ impl Mosquitto {
         let mut failure = Failure::new();
         for _ in 0..TRIES {
             let port = free_port()?;
+            let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n");
+            files::write(&directory.join("mosquitto.conf"), config)?;
             match run(directory, port) {
                 Ok(process) => {
                     let url = format!("mqtt://127.0.0.1:{port}");
@@ -38,6 +41,35 @@ impl Mosquitto {
             }
         }
         Err(failure)
+    }
+
+    /// Starts one with the files that `edgewise broker enroll` made in `enrolled`, included as Debian's Mosquitto includes
+    /// its `conf.d`; only the port is another.
+    pub fn start_enrolled(enrolled: &Path, host: &str, port: u16) -> Result<Self, Failure> {
+        let directory = enrolled.join("run");
+        let include = directory.join("conf.d");
+        std::fs::create_dir_all(&include)
+            .map_err(|error| format!("making {}: {error}", include.display()))?;
+        let shipped = files::read(&enrolled.join("mosquitto.conf"))?;
+        let (listener, own) = ("listener 8883\n", format!("listener {port} 127.0.0.1\n"));
+        if !shipped.contains(listener) {
+            return Err("the shipped configuration does not listen on 8883".to_owned());
+        }
+        files::write(&include.join("edgewise.conf"), shipped.replace(listener, &own))?;
+        // Started by root it would become a user who can't read our files.
+        let config = format!(
+            "user root\npersistence_location {}/\ninclude_dir {}\n",
+            directory.display(),
+            include.display()
+        );
+        files::write(&directory.join("mosquitto.conf"), config)?;
+        let process = run(&directory, port)?;
+        Ok(Self { url: format!("mqtts://{host}:{port}"), port, directory, process })
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> Result<String, Failure> {
+        files::read(&self.directory.join("mosquitto.log"))
     }
 
     /// Ends it as a power cut would: retained messages and sessions are gone.
@@ -60,8 +92,6 @@ pub fn free_port() -> Result<u16, Failure> {
 
 fn run(directory: &Path, port: u16) -> Result<Process, Failure> {
     let file = directory.join("mosquitto.conf");
-    let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n");
-    std::fs::write(&file, config).map_err(|error| format!("writing {}: {error}", file.display()))?;
     // Where Debian puts it is not on every user's path.
     let debian = Path::new("/usr/sbin/mosquitto");
     let program = if debian.exists() { debian } else { Path::new("mosquitto") };

@@ -271,6 +271,17 @@ impl Agent {
         Self::start_with(data, device, mqtt, http, more, &[])
     }
 
+    /// Starts `edgewise-agent run --config FILE` with its data in `data`.
+    pub fn start_configured(data: &Path, config: &Path) -> Result<Self, Failure> {
+        let (path, config) = (data.display().to_string(), config.display().to_string());
+        let arguments = ["run", "--config", &config, "--data", &path, "--http", "127.0.0.1:0"];
+        let environment = [("EDGEWISE_UPLOAD_INTERVAL", "100ms")];
+        std::fs::create_dir_all(data).map_err(|error| format!("making {path}: {error}"))?;
+        let mut process = Process::start("edgewise-agent", arguments, &environment, &data.join("agent.log"))?;
+        let line = process.wait_for_line("ready")?;
+        Ok(Self { http: field(&line, "http=")?, process })
+    }
+
     /// Starts `edgewise-agent run --local BUNDLE`, without a cloud.
     pub fn start_local(data: &Path, bundle: &Path, more: &[&str]) -> Result<Self, Failure> {
         let (path, bundle) = (data.display().to_string(), bundle.display().to_string());

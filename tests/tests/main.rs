@@ -1,6 +1,6 @@
 //! The product from outside: real programs, a real broker, real data, real faults. One property in each file.
 //!
-//! Needs mosquitto, `cargo build --workspace --bins`, `cross/onnxruntime` and `tests/fetch-models`; `tests/run` sees
+//! Needs mosquitto, nats-server, `cargo build --workspace --bins`, `cross/onnxruntime` and `tests/fetch-models`; `tests/run` sees
 //! to all of it. What a test leaves behind, logs above all, lies in `target/e2e/NAME`.
 
 // A test says what went wrong by panicking, and only JSON values are indexed; the exemptions in .clippy.toml do not reach
@@ -17,6 +17,7 @@ mod doctor;
 mod edge_peer;
 mod edge_rules;
 mod engines;
+mod enrolment;
 mod gate;
 mod http_api;
 mod journey;
@@ -25,6 +26,7 @@ mod links;
 mod local;
 mod manifest;
 mod module;
+mod nats;
 mod registry_rules;
 mod resume;
 mod shutdown;

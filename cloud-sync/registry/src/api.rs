@@ -233,6 +233,43 @@ pub struct DevicePage {
     pub next: Option<String>,
 }
 
+/// A certificate that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CertificateRequest {
+    /// The request for it: PKCS #10, as PEM. Only its public key counts.
+    pub request: String,
+    /// Days that it shall be good for; 3650 where none are given.
+    #[serde(default)]
+    pub days: Option<u32>,
+}
+
+/// A broker's certificate that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BrokerCertificateRequest {
+    /// The request for it: PKCS #10, as PEM. Only its public key counts.
+    pub request: String,
+    /// The names and addresses at which the broker is reached.
+    pub hosts: Vec<String>,
+    /// Days that it shall be good for; 3650 where none are given.
+    #[serde(default)]
+    pub days: Option<u32>,
+}
+
+/// A certificate, and what its holder has to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CertificateRecord {
+    /// The certificate, as PEM.
+    pub certificate: String,
+    /// Those whom the holder may trust, as PEM.
+    pub authorities: String,
+    /// When it ends, RFC 3339.
+    pub until: String,
+    /// The broker, as the registry reaches it.
+    pub broker: String,
+    /// Where the devices have their topics.
+    pub root: String,
+}
+
 /// Something that a device shall do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CommandRequest {

@@ -2,6 +2,7 @@
 
 mod data;
 mod device;
+mod enroll;
 mod manual;
 mod model;
 mod module;
@@ -62,9 +63,12 @@ enum Noun {
     Deploy(device::Deploy),
     /// Have devices run a model no more.
     Undeploy(device::Undeploy),
-    /// List and show devices.
+    /// List, show and enrol devices.
     #[command(subcommand)]
     Device(device::Verb),
+    /// Set up the MQTT broker.
+    #[command(subcommand)]
+    Broker(enroll::BrokerVerb),
     /// Have a device do something, and print its answer.
     Command(device::Command),
     /// Export captured rows.
@@ -141,6 +145,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Noun::Deploy(arguments) => device::deploy(&context, arguments),
         Noun::Undeploy(arguments) => device::undeploy(&context, arguments),
         Noun::Device(verb) => device::run(&context, verb),
+        Noun::Broker(verb) => enroll::run(&context, verb),
         Noun::Command(arguments) => device::command(&context, arguments),
         Noun::Data(verb) => data::run(&context, verb),
         Noun::Module(verb) => module::run(&context, verb),

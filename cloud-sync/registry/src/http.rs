@@ -3,6 +3,7 @@
 //!
 //! Where a token is configured, everything but `/health` asks for it.
 
+mod certificates;
 mod data;
 mod devices;
 mod models;
@@ -20,11 +21,13 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use cloud_sync::digest::Digest;
+use cloud_sync::session::BrokerUrl;
 use tower_http::timeout::TimeoutLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::authority::Authority;
 use crate::registry::Registry;
 use crate::worker::Parts;
 
@@ -41,6 +44,10 @@ pub struct Api {
     pub registry: Arc<Registry>,
     /// Everything that the MQTT side works with too.
     pub parts: Parts,
+    /// Who signs certificates.
+    pub authority: Authority,
+    /// The broker, as this registry reaches it.
+    pub broker: BrokerUrl,
     /// The digest of the token that callers must show.
     pub token: Option<Digest>,
     /// Where exports are put together.
@@ -63,6 +70,8 @@ pub fn router(api: Api) -> Router {
         .routes(routes!(devices::show))
         .routes(routes!(devices::deploy))
         .routes(routes!(devices::undeploy))
+        .routes(routes!(certificates::device))
+        .routes(routes!(certificates::broker))
         .routes(routes!(operations::health))
         .routes(routes!(operations::metrics))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_TIMEOUT));

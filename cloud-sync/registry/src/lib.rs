@@ -6,16 +6,19 @@
 //!   programs, MQTT for devices.
 //! - [`registry`] model versions, [`proof`] what they must pass; [`deployments`] and [`commands`] what devices shall do;
 //!   [`sink`] where captured rows go and [`export`] how they come out.
+//! - [`authority`] the certificates of devices and broker.
 //! - [`manifest`] deployment manifests for Azure IoT Edge.
 //! - [`store`] records in SQL, [`objects`] bytes by name, [`broker`] the embedded broker, [`link`] messages to devices:
 //!   each is the only place that names its library.
 
 pub mod api;
+pub mod authority;
 pub mod broker;
 pub mod cli;
 pub mod client;
 pub mod commands;
 pub mod deployments;
+mod durable;
 pub mod error;
 pub mod export;
 pub mod http;
@@ -25,6 +28,7 @@ pub mod objects;
 pub mod proof;
 pub mod registry;
 pub mod serve;
+pub mod sharing;
 pub mod sink;
 pub mod store;
 pub mod worker;

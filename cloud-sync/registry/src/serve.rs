@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::authority::{Authority, AuthorityError};
 use crate::broker::{self, BrokerError};
 use crate::commands::Commands;
 use crate::deployments::Deployments;
@@ -25,6 +26,7 @@ use crate::http::{self, Api};
 use crate::link::Link;
 use crate::objects::{ObjectError, Objects};
 use crate::registry::Registry;
+use crate::sharing::{self, Sharing};
 use crate::sink::{Sink, SinkError};
 use crate::store::{Store, StoreError};
 use crate::worker::{self, Parts};
@@ -51,6 +53,8 @@ pub struct Options {
     pub database: Option<String>,
     /// `file:///DIR`; in `data` where none is given.
     pub storage: Option<String>,
+    /// Where the authority lies that signs certificates; in `data` where none is given.
+    pub authority: Option<PathBuf>,
     /// A file whose first line is the token that callers must show.
     pub token_file: Option<PathBuf>,
     /// Where the devices have their topics.
@@ -114,6 +118,9 @@ pub enum ServeError {
     /// The certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The authority.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -146,9 +153,17 @@ pub async fn serve(
     let listener = listener.map_err(|source| ServeError::Bind { address: options.http, source })?;
     let http = listener.local_addr().map_err(|source| ServeError::Bind { address: options.http, source })?;
 
+    let authority = Authority::new(options.authority.clone().unwrap_or_else(|| data.join("authority")));
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let (url, credentials, tls) = match options.broker.clone() {
-        Broker::External { url, credentials, tls } => (url, credentials, tls),
+        Broker::External { url, credentials, tls } => {
+            let tls = if url.tls && credentials.is_none() && tls.certificate.is_none() {
+                enrolled(&authority, &data, tls).await?
+            } else {
+                tls
+            };
+            (url, credentials, tls)
+        }
         Broker::Embedded(listen) => {
             let embedded = broker::start(listen).await?;
             let stopped = stop.clone();
@@ -167,14 +182,18 @@ pub async fn serve(
             )
         }
     };
+    let client_id = format!("edgewise-{}", uuid::Uuid::new_v4().simple());
+    let mut subscriptions = options.root.of_registry();
+    subscriptions.extend(sharing::probes(&options.root, &client_id));
     let (sender, events, driver) = session::open(session::Options {
         identity: session::Identity::Fixed(credentials),
         tls,
         keep_alive: KEEP_ALIVE,
-        subscriptions: options.root.of_registry(),
-        ..session::Options::new(url.clone(), format!("edgewise-{}", uuid::Uuid::new_v4().simple()))
+        subscriptions,
+        ..session::Options::new(url.clone(), client_id.clone())
     })?;
 
+    let sharing = Sharing::new(sender.clone(), options.root.clone(), &client_id);
     let link = Link::new(sender, options.root.clone());
     let sink = Sink::new(store.clone(), objects.clone(), options.root.site().to_owned());
     sink.delete_unfinished(None).await?;
@@ -202,8 +221,9 @@ pub async fn serve(
         let (deployments, stop) = (parts.deployments.clone(), stop.clone());
         async move { deployments.run(stop).await }
     });
-    spawn(&mut tasks, "the worker", worker::run(parts.clone(), events, stop.clone()));
-    let router = http::router(Api { registry, parts, token, temporary: incoming });
+    spawn(&mut tasks, "the worker", worker::run(parts.clone(), events, sharing, stop.clone()));
+    let router =
+        http::router(Api { registry, parts, authority, broker: url.clone(), token, temporary: incoming });
     let graceful = stop.clone();
     spawn(&mut tasks, "the HTTP server", async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(graceful.cancelled_owned()).await;
@@ -265,6 +285,14 @@ pub async fn serve_until_signal(options: Options) -> Result<(), ServeError> {
         let _ = output.flush();
     })
     .await
+}
+
+/// Our own authority vouches for us, and for the broker where nobody else is named.
+async fn enrolled(authority: &Authority, data: &Path, given: TlsFiles) -> Result<TlsFiles, ServeError> {
+    let (authority, directory) = (authority.clone(), data.join("broker"));
+    let identify = tokio::task::spawn_blocking(move || authority.identify(&directory)).await;
+    let own = identify.map_err(|error| ServeError::Ended(format!("the authority ({error})")))??;
+    Ok(TlsFiles { authorities: given.authorities.or(own.authorities), ..own })
 }
 
 fn spawn(

@@ -24,6 +24,7 @@ use crate::commands::Commands;
 use crate::deployments::Deployments;
 use crate::link::Link;
 use crate::objects::Objects;
+use crate::sharing::Sharing;
 use crate::sink::Sink;
 use crate::store::{Note, Store};
 use pieces::Pieces;
@@ -85,17 +86,30 @@ pub struct Counters {
 }
 
 /// Takes the session's events until `stop`, then finishes what it holds.
-pub async fn run(parts: Parts, mut events: mpsc::Receiver<Event>, stop: CancellationToken) {
+pub async fn run(
+    parts: Parts,
+    mut events: mpsc::Receiver<Event>,
+    mut sharing: Sharing,
+    stop: CancellationToken,
+) {
     let mut tasks = JoinSet::new();
     let queues = Queues::spawn(&parts, &mut tasks);
     loop {
         let event = tokio::select! {
             event = events.recv() => event,
+            () = sharing.doubt() => {
+                sharing.give_up();
+                continue;
+            }
             () = stop.cancelled() => None,
         };
         match event {
-            Some(Event::Connected) => parts.deployments.publish_all(),
+            Some(Event::Connected) => {
+                sharing.begin();
+                parts.deployments.publish_all();
+            }
             Some(Event::Disconnected(_)) => {}
+            Some(Event::Message(message)) if sharing.took(&message.topic) => {}
             Some(Event::Message(message)) => queues.take(&parts, message),
             None => break,
         }

@@ -4,10 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rumqttc::{
-    AsyncClient, ConnectionError, EventLoop, MqttState, Packet, Publish, StateError, SubscribeFilter,
-    SubscribeReasonCode,
-};
+use rumqttc::{AsyncClient, EventLoop, MqttState, Packet, Publish, SubscribeReasonCode};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::incoming::{Arrivals, Arrived};
 use super::login::Renewal;
 use super::outgoing::Departures;
+use super::refusal::{explain, is_too_large};
 use super::retry::Pauses;
-use super::{
-    BrokerUrl, CONNECT_TIMEOUT, Counters, Event, IN_FLIGHT, Identity, Incoming, Login, TlsFiles, native,
-};
+use super::{BrokerUrl, CONNECT_TIMEOUT, Counters, Event, IN_FLIGHT, Identity, Incoming, Login, TlsFiles};
 use crate::topic::Qos;
 
 /// Places in the consumer's queue which messages can't take, so that a flood never hides that the connection was lost.
@@ -143,7 +139,7 @@ impl Driver {
                     if is_too_large(&error) {
                         self.counters.dropped.fetch_add(1, Ordering::Relaxed);
                     }
-                    return Err(error.to_string());
+                    return Err(explain(&error));
                 }
                 Err(_) if self.is_waiting() => {
                     return Err(format!("the broker has left messages unanswered for {:?}", self.stall));
@@ -174,9 +170,7 @@ impl Driver {
                 self.wait_at_most(self.event_loop.mqtt_options.keep_alive());
                 self.subscribe()?;
             }
-            Event::Incoming(Packet::SubAck(ack)) if !*self.online.borrow() => {
-                self.subscribed(&ack.return_codes)?;
-            }
+            Event::Incoming(Packet::SubAck(ack)) => self.subscribed(&ack.return_codes)?,
             Event::Incoming(Packet::Publish(publish)) => {
                 // Not every broker sends again on this connection what it has no acknowledgement of, and until then no
                 // later one could leave.
@@ -219,19 +213,20 @@ impl Driver {
         if self.subscriptions.is_empty() {
             return self.connected();
         }
-        let filter = |(filter, qos): &(String, Qos)| SubscribeFilter::new(filter.clone(), native(*qos));
-        self.client
-            .try_subscribe_many(self.subscriptions.iter().map(filter))
-            .map_err(|error| format!("the subscriptions can't be sent: {error}"))
+        let sent = self.departures.subscribe(&self.subscriptions);
+        sent.map_err(|error| format!("the subscriptions can't be sent: {error}"))
     }
 
     fn subscribed(&mut self, codes: &[SubscribeReasonCode]) -> Result<(), String> {
+        let is_first = !*self.online.borrow();
         match codes.iter().position(|code| matches!(code, SubscribeReasonCode::Failure)) {
             Some(at) => {
-                let filter = self.subscriptions.get(at).map_or("?", |(filter, _)| filter);
+                let filter = self.subscriptions.get(at).filter(|_| is_first);
+                let filter = filter.map_or("what was asked for later", |(filter, _)| filter);
                 Err(format!("the broker refused the subscription to {filter}; check its access list"))
             }
-            None => self.connected(),
+            None if is_first => self.connected(),
+            None => Ok(()),
         }
     }
 
@@ -363,9 +358,4 @@ fn is_progress(event: &rumqttc::Event) -> bool {
         Event::Incoming(Packet::ConnAck(_) | Packet::PubAck(_))
             | Event::Outgoing(Outgoing::Publish(_) | Outgoing::Subscribe(_))
     )
-}
-
-fn is_too_large(error: &ConnectionError) -> bool {
-    use rumqttc::Error::PayloadSizeLimitExceeded;
-    matches!(error, ConnectionError::MqttState(StateError::Deserialization(PayloadSizeLimitExceeded(_))))
 }

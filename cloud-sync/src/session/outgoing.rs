@@ -9,10 +9,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rumqttc::AsyncClient;
+use rumqttc::{AsyncClient, SubscribeFilter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
 use super::{Outgoing, SendError, native};
+use crate::topic::Qos;
 
 /// Pause before a queue that is full of what is not a message is tried again.
 const BUSY: Duration = Duration::from_millis(5);
@@ -121,6 +122,12 @@ impl Departures {
     pub(super) fn is_empty(&self) -> bool {
         let state = self.lock();
         state.queued.is_empty() && state.held_back.is_none() && state.in_flight.is_empty()
+    }
+
+    /// Asks the broker for more messages.
+    pub(super) fn subscribe(&self, filters: &[(String, Qos)]) -> Result<(), SendError> {
+        let filter = |(filter, qos): &(String, Qos)| SubscribeFilter::new(filter.clone(), native(*qos));
+        self.client.try_subscribe_many(filters.iter().map(filter)).map_err(|_| SendError::Busy)
     }
 
     fn put(&self, message: Outgoing, place: OwnedSemaphorePermit) -> Result<Delivery, SendError> {

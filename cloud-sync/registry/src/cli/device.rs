@@ -7,7 +7,7 @@ use cloud_sync::contract::{Collect, EngineInfo, Hardware, Ledger, ModelSettings}
 use cloud_sync::name::{DeviceId, ModelName, ModelVersion};
 use serde_json::{Map, Value};
 
-use super::{CliError, Context, output, pair};
+use super::{CliError, Context, enroll, output, pair};
 use crate::api::{
     CommandReply, CommandRequest, DeployRequest, Deployed, DeviceModel, DevicePage, DeviceRecord,
 };
@@ -51,6 +51,8 @@ pub(super) enum Verb {
         /// The device.
         id: DeviceId,
     },
+    /// Make a device's key, its certificate for the broker, and a configuration that uses them.
+    Enroll(enroll::Device),
 }
 
 #[derive(Debug, Args)]
@@ -98,6 +100,7 @@ pub(super) fn run(context: &Context, verb: Verb) -> Result<(), CliError> {
     match verb {
         Verb::List => list(context),
         Verb::Show { id } => show(context, &id),
+        Verb::Enroll(arguments) => enroll::device(context, arguments),
     }
 }
 

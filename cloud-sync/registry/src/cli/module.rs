@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args, Subcommand};
 use cloud_sync::name::ModelVersion;
 use serde_json::Value;
-use tempfile::NamedTempFile;
 
 use super::{CliError, Context, output};
 use crate::api::ModelRecord;
+use crate::durable::replace;
 use crate::manifest::{
     Base, Bind, Container, Credentials, Deployment, Feed, Memory, Model, ModuleName, RegistryLink, Route,
     Source, Variable, Volume,
@@ -226,12 +226,7 @@ fn write(path: &Path, manifest: &Value) -> io::Result<()> {
     if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
         return writeln!(File::options().write(true).open(path)?, "{manifest:#}");
     }
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(directory)?;
-    writeln!(file, "{manifest:#}")?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    File::open(directory)?.sync_all()
+    replace(path, format!("{manifest:#}\n").as_bytes(), 0o600)
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> CliError + use<> {

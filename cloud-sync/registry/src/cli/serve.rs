@@ -34,14 +34,16 @@ pub(super) struct Arguments {
     /// messages and our password.
     #[arg(long, requires = "mqtt")]
     insecure_remote: bool,
-    /// A PEM file with the authorities of the broker's certificate; the system's where none is given.
-    #[arg(long, value_name = "FILE", requires = "mqtt")]
-    mqtt_ca: Option<PathBuf>,
-    /// A PEM file with our certificate for the broker.
-    #[arg(long, value_name = "FILE", requires = "mqtt_key")]
-    mqtt_cert: Option<PathBuf>,
+    /// A PEM file with the authorities of the broker's certificate. Where none is given: those of the system, or our own
+    /// authority where our certificate is of it, too.
+    #[arg(long, alias = "mqtt-ca", value_name = "FILE", requires = "mqtt")]
+    mqtt_authorities: Option<PathBuf>,
+    /// A PEM file with our certificate for an mqtts:// broker. Where neither it nor a user name is given: one of our own
+    /// authority.
+    #[arg(long, alias = "mqtt-cert", value_name = "FILE", requires = "mqtt_key")]
+    mqtt_certificate: Option<PathBuf>,
     /// A PEM file with the key of our certificate.
-    #[arg(long, value_name = "FILE", requires = "mqtt_cert")]
+    #[arg(long, value_name = "FILE", requires = "mqtt_certificate")]
     mqtt_key: Option<PathBuf>,
     /// Our user name at the broker.
     #[arg(long, value_name = "NAME", requires = "mqtt_password_file")]
@@ -55,6 +57,10 @@ pub(super) struct Arguments {
     /// Where bundles and rows are kept; file://DIR/objects where none is given.
     #[arg(long, value_name = "URL")]
     storage: Option<String>,
+    /// Where the authority lies that signs certificates; DIR/authority where none is given. Registries that share their
+    /// database share it, too.
+    #[arg(long, value_name = "DIR")]
+    authority: Option<PathBuf>,
     /// A file whose first line is the token that callers of the HTTP API must show.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -96,8 +102,8 @@ fn options(arguments: Arguments) -> Result<Options, CliError> {
                 url,
                 credentials: credentials.map(|(username, password)| Credentials { username, password }),
                 tls: TlsFiles {
-                    authorities: arguments.mqtt_ca,
-                    certificate: arguments.mqtt_cert,
+                    authorities: arguments.mqtt_authorities,
+                    certificate: arguments.mqtt_certificate,
                     key: arguments.mqtt_key,
                 },
             }
@@ -109,6 +115,7 @@ fn options(arguments: Arguments) -> Result<Options, CliError> {
         broker,
         database: arguments.database,
         storage: arguments.storage,
+        authority: arguments.authority,
         token_file: arguments.token_file,
         root: arguments.root,
         onnxruntime: arguments.onnxruntime,

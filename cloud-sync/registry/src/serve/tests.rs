@@ -36,6 +36,7 @@ fn options(data: &Path) -> Options {
         broker: Broker::Embedded("127.0.0.1:0".parse().unwrap()),
         database: None,
         storage: None,
+        authority: None,
         token_file: None,
         root: Root::default(),
         onnxruntime: None,

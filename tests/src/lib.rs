@@ -5,6 +5,7 @@
     reason = "only JSON values are indexed, which give null for what is not there"
 )]
 
+pub mod bounds;
 pub mod client;
 pub mod data;
 pub mod demo;
@@ -12,13 +13,16 @@ pub mod edge;
 pub mod files;
 pub mod flow;
 pub mod https;
+pub mod kills;
 pub mod module;
 pub mod mosquitto;
 pub mod peer;
 pub mod process;
 pub mod proxy;
 pub mod python;
+pub mod random;
 pub mod site;
+pub mod soak;
 
 use std::path::{Path, PathBuf};
 

@@ -8,6 +8,7 @@
 #![allow(clippy::indexing_slicing, clippy::panic)]
 
 mod access;
+mod bounds;
 mod clients;
 mod commands;
 mod corrupt;
@@ -18,6 +19,7 @@ mod engines;
 mod gate;
 mod http_api;
 mod journey;
+mod kills;
 mod ledger;
 mod local;
 mod manifest;

@@ -462,4 +462,33 @@ mod tests {
         let refused = fixture.vault.make_room();
         assert!(matches!(refused, Err(VaultError::Budget { .. })), "{refused:?}");
     }
+
+    #[test]
+    fn what_a_bundle_takes_is_counted_as_the_disk_does() {
+        use std::os::unix::fs::MetadataExt;
+
+        fn allocated(path: &Path) -> u64 {
+            let below = fs::read_dir(path).into_iter().flatten().flatten();
+            fs::metadata(path).unwrap().blocks() * 512
+                + below.map(|entry| allocated(&entry.path())).sum::<u64>()
+        }
+        let fixture = fixture(1 << 20);
+        let digest = fixture.bundle.digest();
+        fixture.vault.put_manifest(&digest, fixture.bundle.encoded_manifest()).unwrap();
+        fixture.vault.keep(BTreeSet::from([digest]));
+        let announced = fixture.vault.used().unwrap() + fixture.vault.lacking();
+        fill(&fixture);
+        assert_eq!(fixture.vault.used().unwrap(), announced, "room was made for all that came");
+        // The two directories that are always there are not among what comes and goes.
+        assert!(allocated(&fixture.root) <= announced + 3 * BLOCK_BYTES);
+        assert!(announced > fixture.bundle.manifest().size() + 3 * BLOCK_BYTES);
+    }
+
+    #[test]
+    fn a_manifest_has_to_fit_too() {
+        let fixture = fixture(BLOCK_BYTES - 1);
+        let put = fixture.vault.put_manifest(&fixture.bundle.digest(), fixture.bundle.encoded_manifest());
+        assert!(matches!(put, Err(VaultError::Budget { .. })), "{put:?}");
+        assert_eq!(fixture.vault.used().unwrap(), 0);
+    }
 }

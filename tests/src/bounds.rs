@@ -144,15 +144,21 @@ struct Burst {
 }
 
 impl Burst {
+    /// Sends one more, and waits until its rows have come to the spool: in the queue before it they are nowhere yet.
     fn send(&mut self, client: &Client) -> Result<(), Failure> {
         let numbers: Vec<usize> = (self.sent..self.sent + BURST).collect();
         let body = json!({"inputs": [{"name": "x", "shape": [BURST], "datatype": "FP32", "data": numbers}]});
+        let captured = || client.metric("edgewise_rows_captured_total");
+        let before = captured()?;
         let answer = client.post(&format!("/v2/models/{FAST}/infer"), &body)?;
         if answer.status != 200 {
             return Err(format!("{}: {}", answer.status, answer.text));
         }
         self.sent += BURST;
-        Ok(())
+        wait_until(PATIENCE, || match captured()? - before {
+            rows if rows >= BURST as u64 => Ok(()),
+            rows => Err(format!("{rows} of {BURST} rows were captured")),
+        })
     }
 }
 

@@ -26,7 +26,7 @@ fn versions_and_rows_survive_a_registry_that_is_killed_again_and_again() -> Resu
 
 #[test]
 fn rows_survive_a_broker_that_is_killed_again_and_again() -> Result<(), Failure> {
-    told(kills::broker(CYCLES, SEED))
+    told(kills::broker(CYCLES / 2, SEED))
 }
 
 fn told(report: Result<Report, Failure>) -> Result<(), Failure> {

@@ -14,7 +14,7 @@
 //! - At most two segments are open, so memory does not grow with what is held.
 //!
 //! On disk (`directory.rs`): `lock`; `ledger` (`ledger.rs`), the commit point of receipts and evictions;
-//! `segment-*` (`segment.rs`), databases that are filled once and deleted whole; `quarantine/`. After a restart
+//! `reserve` (`reserve.rs`), room for reading on a full disk; `segment-*` (`segment.rs`), databases that are filled once and deleted whole; `quarantine/`. After a restart
 //! no segment is written again: sled's files grow without bound over crashes, and a fresh one can't.
 //!
 //! All calls block on the disk; the caller keeps them off its I/O threads.
@@ -23,6 +23,7 @@ mod damage;
 mod directory;
 mod error;
 mod ledger;
+mod reserve;
 mod segment;
 mod write;
 
@@ -169,6 +170,7 @@ impl Spool {
         }
         spool.commit(spool.record.clone())?;
         spool.make_room(0)?;
+        reserve::keep(directory);
         Ok(spool)
     }
 
@@ -338,7 +340,8 @@ impl Spool {
             Some((open, segment)) if open == first => segment,
             other => {
                 drop(other);
-                let segment = Segment::load(&self.directory.join(self.name_of(first)), first)?;
+                let path = self.directory.join(self.name_of(first));
+                let segment = reserve::load(&self.directory, &path, first)?;
                 self.shorten(first, segment.end())?;
                 segment
             }

@@ -5,8 +5,8 @@
 //! - A [`Verified`] bundle has been hashed from the disk, byte for byte, since this process began; nothing else
 //!   can be loaded, by type.
 //! - What is verified is durable: the file system is synced before [`Vault::verify`] returns.
-//! - The vault never grows beyond its budget: what is kept and what kept bundles still lack fit into it, or
-//!   nothing more is fetched.
+//! - The vault never takes more of the disk than its budget: what is kept and what kept bundles still lack fit into it,
+//!   or nothing more is fetched. Counted in whole blocks and with the directories, as the disk does.
 //! - What no kept bundle uses is removed by [`Vault::collect`], and only there; while a kept manifest can't be
 //!   read, nothing is.
 //!
@@ -25,6 +25,9 @@ use cloud_sync::digest::Digest;
 use cloud_sync::limits;
 
 use crate::durable;
+
+/// What a file system gives out at once, save for very large ones: a file takes a multiple of it, a directory one.
+const BLOCK_BYTES: u64 = 4096;
 
 /// The bundles of a device.
 #[derive(Debug)]
@@ -111,6 +114,7 @@ impl Vault {
             return Err(VaultError::Foreign(*digest));
         }
         let manifest = Manifest::decode(bytes)?;
+        self.room_for(on_disk(bytes.len() as u64))?;
         let path = self.manifests.join(digest.to_string());
         durable::replace(&path, bytes).map_err(io_error("writing", &path))?;
         Ok(manifest)
@@ -158,7 +162,11 @@ impl Vault {
 
     /// Makes room for what the bundles in use still lack, or says why there is none.
     pub fn make_room(&self) -> Result<(), VaultError> {
-        let needed = self.lacking();
+        self.room_for(self.lacking())
+    }
+
+    /// Makes room for `needed` bytes of disk, or says why there is none.
+    fn room_for(&self, needed: u64) -> Result<(), VaultError> {
         if self.used()?.saturating_add(needed) <= self.budget {
             return Ok(());
         }
@@ -171,13 +179,16 @@ impl Vault {
         }
     }
 
-    /// Bytes that the bundles in use still lack, as far as their manifests are here.
+    /// Bytes of disk that the bundles in use still lack, as far as their manifests are here.
     fn lacking(&self) -> u64 {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
         let manifests: Vec<Manifest> = kept.iter().filter_map(|digest| self.manifest(digest)).collect();
         let missing: HashSet<ChunkRef> =
             manifests.iter().flat_map(|manifest| self.missing(manifest)).collect();
-        missing.iter().map(|chunk| u64::from(chunk.size)).sum()
+        let places: HashSet<PathBuf> = missing.iter().map(|chunk| self.place(&chunk.digest)).collect();
+        let directories: HashSet<&Path> = places.iter().filter_map(|place| place.parent()).collect();
+        let new = directories.iter().filter(|directory| !directory.exists()).count() as u64;
+        missing.iter().map(|chunk| on_disk(chunk.size.into())).sum::<u64>() + new * BLOCK_BYTES
     }
 
     /// Reads a bundle from the disk and compares every byte. Damaged chunks are removed, so that the next fetch
@@ -230,16 +241,19 @@ impl Vault {
         remove_others(&self.manifests, &manifests)?;
         for directory in list(&self.chunks)? {
             remove_others(&directory, &chunks)?;
+            // Only an empty one goes; the next chunk that belongs there makes it again.
+            let _ = fs::remove_dir(&directory);
         }
         Ok(())
     }
 
-    /// Bytes of all files of the vault.
+    /// Bytes of disk that the vault takes.
     pub fn used(&self) -> Result<u64, VaultError> {
-        let mut used = 0;
-        for directory in list(&self.chunks)?.iter().chain([&self.manifests]) {
+        let directories = list(&self.chunks)?;
+        let mut used = directories.len() as u64 * BLOCK_BYTES;
+        for directory in directories.iter().chain([&self.manifests]) {
             for file in list(directory)? {
-                used += fs::metadata(&file).map_or(0, |metadata| metadata.len());
+                used += fs::metadata(&file).map_or(0, |metadata| on_disk(metadata.len()));
             }
         }
         Ok(used)
@@ -316,6 +330,11 @@ impl Verified {
 fn place(chunks: &Path, digest: &Digest) -> PathBuf {
     let name = digest.to_string();
     chunks.join(name.get(..2).unwrap_or_default()).join(name)
+}
+
+/// Bytes of disk that a file of so many bytes takes.
+fn on_disk(bytes: u64) -> u64 {
+    bytes.next_multiple_of(BLOCK_BYTES)
 }
 
 fn list(directory: &Path) -> Result<Vec<PathBuf>, VaultError> {
@@ -442,5 +461,34 @@ mod tests {
         fixture.vault.keep(BTreeSet::from([digest]));
         let refused = fixture.vault.make_room();
         assert!(matches!(refused, Err(VaultError::Budget { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn what_a_bundle_takes_is_counted_as_the_disk_does() {
+        use std::os::unix::fs::MetadataExt;
+
+        fn allocated(path: &Path) -> u64 {
+            let below = fs::read_dir(path).into_iter().flatten().flatten();
+            fs::metadata(path).unwrap().blocks() * 512
+                + below.map(|entry| allocated(&entry.path())).sum::<u64>()
+        }
+        let fixture = fixture(1 << 20);
+        let digest = fixture.bundle.digest();
+        fixture.vault.put_manifest(&digest, fixture.bundle.encoded_manifest()).unwrap();
+        fixture.vault.keep(BTreeSet::from([digest]));
+        let announced = fixture.vault.used().unwrap() + fixture.vault.lacking();
+        fill(&fixture);
+        assert_eq!(fixture.vault.used().unwrap(), announced, "room was made for all that came");
+        // The two directories that are always there are not among what comes and goes.
+        assert!(allocated(&fixture.root) <= announced + 3 * BLOCK_BYTES);
+        assert!(announced > fixture.bundle.manifest().size() + 3 * BLOCK_BYTES);
+    }
+
+    #[test]
+    fn a_manifest_has_to_fit_too() {
+        let fixture = fixture(BLOCK_BYTES - 1);
+        let put = fixture.vault.put_manifest(&fixture.bundle.digest(), fixture.bundle.encoded_manifest());
+        assert!(matches!(put, Err(VaultError::Budget { .. })), "{put:?}");
+        assert_eq!(fixture.vault.used().unwrap(), 0);
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::files;
 use crate::process::Failure;
+use crate::random::Random;
 
 /// The sample model's name in the registry.
 pub const MODEL: &str = "power-demand";
@@ -55,19 +56,12 @@ pub fn copy(version: u64, directory: &Path) -> Result<PathBuf, Failure> {
 
 /// A copy of a version's bundle with an asset of so many bytes that nothing can compress or share.
 pub fn heavy(version: u64, bytes: usize, directory: &Path) -> Result<PathBuf, Failure> {
-    let bundle = copy(version, directory)?;
-    files::write(&bundle.join("noise.bin"), noise(version, bytes))?;
-    Ok(bundle)
+    noisy(version, version, bytes, directory)
 }
 
-/// The same bytes for the same seed: xorshift64.
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut word = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    std::iter::repeat_with(&mut word).flatten().take(bytes).collect()
+/// As [`heavy`], with bytes that another seed makes others.
+pub fn noisy(version: u64, seed: u64, bytes: usize, directory: &Path) -> Result<PathBuf, Failure> {
+    let bundle = copy(version, directory)?;
+    files::write(&bundle.join("noise.bin"), Random::new(seed).bytes(bytes))?;
+    Ok(bundle)
 }

@@ -16,8 +16,12 @@ const CLIENTS: usize = 2;
 /// How long answers may take to come.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Pause after a request that failed: an agent that is not there is not asked ten thousand times a second.
+const AFTER_FAILURE: Duration = Duration::from_millis(5);
+
 /// Clients that score one window after the other.
 pub struct Background {
+    url: Arc<Mutex<String>>,
     flowed: Arc<Mutex<Flowed>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -50,28 +54,42 @@ impl Background {
     /// Starts to score `windows` over and over at the agent's `url`.
     pub fn start(url: &str, windows: &[Window]) -> Self {
         let (flowed, stop) = <(Arc<Mutex<Flowed>>, Arc<AtomicBool>)>::default();
+        let url = Arc::new(Mutex::new(url.to_owned()));
         let client = || {
-            let (flowed, stop) = (flowed.clone(), stop.clone());
-            let (client, windows) = (Client::new(url), windows.to_vec());
+            let (flowed, stop, url) = (flowed.clone(), stop.clone(), url.clone());
+            let windows = windows.to_vec();
             std::thread::spawn(move || {
+                let mut client = Client::new(&lock(&url));
                 for window in windows.iter().cycle() {
                     if stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    let result = client.predict(window);
-                    let mut flowed = lock(&flowed);
-                    match result {
-                        Ok((version, _)) => *flowed.by_version.entry(version).or_default() += 1,
+                    match client.predict(window) {
+                        Ok((version, _)) => *lock(&flowed).by_version.entry(version).or_default() += 1,
                         Err(why) => {
+                            let mut flowed = lock(&flowed);
                             flowed.failed += 1;
                             flowed.why = why;
+                            drop(flowed);
+                            std::thread::sleep(AFTER_FAILURE);
+                            client = Client::new(&lock(&url));
                         }
                     }
                 }
             })
         };
         let threads = (0..CLIENTS).map(|_| client()).collect();
-        Self { flowed, stop, threads }
+        Self { url, flowed, stop, threads }
+    }
+
+    /// The agent is elsewhere from now on.
+    pub fn follow(&self, url: &str) {
+        *lock(&self.url) = url.to_owned();
+    }
+
+    /// What came of the requests so far.
+    pub fn so_far(&self) -> Flowed {
+        lock(&self.flowed).clone()
     }
 
     /// Waits until a version has answered this many requests.
@@ -96,6 +114,6 @@ impl Background {
     }
 }
 
-fn lock(flowed: &Mutex<Flowed>) -> MutexGuard<'_, Flowed> {
-    flowed.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

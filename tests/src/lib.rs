@@ -5,6 +5,7 @@
     reason = "only JSON values are indexed, which give null for what is not there"
 )]
 
+pub mod bounds;
 pub mod client;
 pub mod data;
 pub mod demo;
@@ -14,14 +15,17 @@ pub mod files;
 pub mod flow;
 pub mod https;
 pub mod journey;
+pub mod kills;
 pub mod module;
 pub mod mosquitto;
 pub mod nats;
 pub mod peer;
 pub mod process;
 pub mod python;
+pub mod random;
 pub mod remote;
 pub mod site;
+pub mod soak;
 pub mod toxic;
 
 use std::path::{Path, PathBuf};

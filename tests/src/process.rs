@@ -144,13 +144,22 @@ impl Process {
         self.child.id()
     }
 
-    /// The most memory that the process has had, in bytes (`VmHWM`).
+    /// The most bytes of memory that it had resident.
     pub fn peak_memory(&self) -> Result<u64, Failure> {
+        self.memory("VmHWM")
+    }
+
+    /// Bytes of memory that it has resident.
+    pub fn resident(&self) -> Result<u64, Failure> {
+        self.memory("VmRSS")
+    }
+
+    fn memory(&self, name: &str) -> Result<u64, Failure> {
         let path = format!("/proc/{}/status", self.id());
-        let status = std::fs::read_to_string(&path).map_err(|error| format!("reading {path}: {error}"))?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-        let kilobytes = peak.and_then(|peak| peak.trim().parse::<u64>().ok());
-        kilobytes.map(|kilobytes| kilobytes * 1024).ok_or_else(|| format!("no VmHWM in {path}"))
+        let text = crate::files::read(Path::new(&path))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(|| format!("{path} has no {name}"))
     }
 
     /// The last lines of the log.
@@ -164,6 +173,26 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A `kill -9` that comes by itself, whatever its victim is doing then.
+pub struct Blow(std::thread::JoinHandle<()>);
+
+impl Blow {
+    /// Kills a process after a while. It must not be waited for before [`Blow::landed`].
+    pub fn after(delay: Duration, victim: &Process) -> Self {
+        let id = i32::try_from(victim.child.id()).unwrap_or(i32::MAX);
+        Self(std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            // SAFETY: kill takes two numbers; the child has not been waited for, so the id is still its own.
+            unsafe { libc::kill(id, libc::SIGKILL) };
+        }))
+    }
+
+    /// Returns once it has been dealt.
+    pub fn landed(self) -> Result<(), Failure> {
+        self.0.join().map_err(|_| "a killer's thread panicked".to_owned())
     }
 }
 

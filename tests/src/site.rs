@@ -28,6 +28,8 @@ pub struct Site {
     pub cloud: Cloud,
     /// The device.
     pub agent: Agent,
+    /// What the device's environment says beside the usual.
+    variables: &'static [(&'static str, &'static str)],
 }
 
 /// Starts the cloud of a site on `broker`.
@@ -37,19 +39,41 @@ pub fn start_cloud(directory: &Path, broker: &str) -> Result<Cloud, Failure> {
 
 /// Starts the agent of a site on `broker`.
 pub fn start_agent(directory: &Path, broker: &str) -> Result<Agent, Failure> {
-    // Rows go up soon, so that tests need not wait for them.
-    let environment = [("EDGEWISE_UPLOAD_INTERVAL", "100ms")];
+    start_agent_with(directory, broker, &[])
+}
+
+/// As [`start_agent`], with variables of its own.
+fn start_agent_with(directory: &Path, broker: &str, variables: &[(&str, &str)]) -> Result<Agent, Failure> {
+    // Rows are written and go up soon, so that tests need not wait for them.
+    let mut environment =
+        vec![("EDGEWISE_UPLOAD_INTERVAL", "100ms"), ("EDGEWISE_COLLECT_WRITE_INTERVAL", "50ms")];
+    environment.extend(variables);
     Agent::start_with(&directory.join("agent"), DEVICE, broker, 0, &[], &environment)
 }
 
 impl Site {
     /// Starts everything in `target/e2e/NAME`.
     pub fn start(name: &str) -> Result<Self, Failure> {
-        let directory = crate::fresh_directory(&format!("e2e/{name}"))?;
+        Self::start_with(name, &[])
+    }
+
+    /// As [`Site::start`], with variables of the device's own.
+    pub fn start_with(
+        name: &str,
+        variables: &'static [(&'static str, &'static str)],
+    ) -> Result<Self, Failure> {
+        Self::start_in(crate::fresh_directory(&format!("e2e/{name}"))?, variables)
+    }
+
+    /// As [`Site::start_with`], in a directory that is there.
+    pub fn start_in(
+        directory: PathBuf,
+        variables: &'static [(&'static str, &'static str)],
+    ) -> Result<Self, Failure> {
         let broker = Mosquitto::start(&directory.join("broker"))?;
         let cloud = start_cloud(&directory, &broker.url)?;
-        let agent = start_agent(&directory, &broker.url)?;
-        Ok(Self { directory, broker, cloud, agent })
+        let agent = start_agent_with(&directory, &broker.url, variables)?;
+        Ok(Self { directory, broker, cloud, agent, variables })
     }
 
     /// A client of the agent that runs now.
@@ -60,7 +84,7 @@ impl Site {
     /// Kills the agent as a power cut would, starts it again and waits until it serves what it served.
     pub fn restart_agent(&mut self) -> Result<(), Failure> {
         self.agent.process.kill();
-        self.agent = start_agent(&self.directory, &self.broker.url)?;
+        self.agent = start_agent_with(&self.directory, &self.broker.url, self.variables)?;
         let client = self.client();
         wait_until(PATIENCE, || match client.get("/v2/health/ready")?.status {
             200 => Ok(()),
@@ -134,10 +158,13 @@ pub fn exported(cloud: &Cloud, output: &Path) -> Result<BTreeMap<String, u64>, F
     Ok(ids)
 }
 
+/// Rows that a ledger has as dropped, for whatever reason.
+pub fn dropped(ledger: &Value) -> u64 {
+    ledger["dropped"].as_object().into_iter().flatten().filter_map(|(_, rows)| rows.as_u64()).sum()
+}
+
 /// Whether a ledger has every captured row in exactly one place.
 pub fn adds_up(ledger: &Value) -> bool {
     let number = |key: &str| ledger[key].as_u64().unwrap_or(0);
-    let dropped: u64 =
-        ledger["dropped"].as_object().into_iter().flatten().filter_map(|(_, rows)| rows.as_u64()).sum();
-    number("captured") == number("uploaded") + number("held") + dropped + number("lost")
+    number("captured") == number("uploaded") + number("held") + dropped(ledger) + number("lost")
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::indexing_slicing, clippy::panic)]
 
 mod access;
+mod bounds;
 mod clients;
 mod clocks;
 mod commands;
@@ -21,6 +22,7 @@ mod enrolment;
 mod gate;
 mod http_api;
 mod journey;
+mod kills;
 mod ledger;
 mod links;
 mod local;

@@ -42,6 +42,8 @@ const LOG_SEGMENT_BYTES: u64 = 512 * 1024;
 /// What a segment takes beside its log: configuration, directories, and sled's snapshot (34 kB for 2048 keys),
 /// twice while it is replaced.
 const BESIDE_LOG_BYTES: u64 = 96 * 1024;
+/// What opening a segment that is not written any more may take beyond what it takes already.
+pub(super) const OPENING_BYTES: u64 = LOG_SEGMENT_BYTES + BESIDE_LOG_BYTES;
 /// Bytes of pages that sled keeps in memory per open segment; two segments are open at most. One leaf of
 /// nine appends should fit in the cache's 256th part only when rows are few and small, so more helps little.
 const CACHE_BYTES: u64 = 1024 * 1024;

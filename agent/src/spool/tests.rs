@@ -535,8 +535,6 @@ fn child_fills_the_disk() {
     let Some(directory) = std::env::var_os(CHILD_DIRECTORY) else { return };
     let directory = Path::new(&directory);
     let options = || SpoolOptions { max_bytes: MIN_BYTES };
-    let reserve = directory.join("reserve");
-    fs::write(&reserve, vec![1; 1024 * 1024]).unwrap();
     let mut spool = Spool::open(directory, options()).unwrap();
     let mut stored = 0;
     let mut refused = 0;
@@ -557,16 +555,16 @@ fn child_fills_the_disk() {
     };
     assert_eq!(full(&spool), (stored + refused, stored, 0, Some(refused)));
     drop(spool);
-    // It starts on a full disk; with a little room rows can be read, their receipts free the rest, and rows are
-    // taken again.
+    // It starts on a full disk; in the room that is held in reserve rows can be read, their receipts free the rest, and
+    // rows are taken again.
     let mut spool = Spool::open(directory, options()).unwrap();
     assert_eq!(full(&spool), (stored + refused, stored, 0, Some(refused)));
-    fs::remove_file(reserve).unwrap();
     upload(&mut spool, stored);
     assert_eq!(spool.append(&rows(1, 100, 1000)).unwrap(), stored + 1..stored + 101);
     assert_eq!(read_all(&mut spool).len(), 100);
-    // It also starts where sled can't check the segment that was being written.
+    // It also starts where sled can't check the segment that was being written, and where no room is in reserve.
     drop(spool);
+    fs::remove_file(directory.join("reserve")).unwrap();
     let filler = directory.join("filler");
     assert!(std::io::copy(&mut std::io::repeat(1), &mut File::create(&filler).unwrap()).is_err());
     let mut spool = Spool::open(directory, options()).unwrap();

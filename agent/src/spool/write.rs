@@ -11,13 +11,13 @@ use std::fs;
 use super::error::disk;
 use super::ledger::Record;
 use super::segment::{self, Segment};
-use super::{DropReason, Span, Spool, SpoolError, directory};
+use super::{DropReason, Span, Spool, SpoolError, directory, reserve};
 use crate::durable;
 
 /// Evicted ranges remembered for a late receipt; one per segment, so this covers several times what is held.
 const MAX_EVICTED_RANGES: usize = 64;
-/// What lock, ledger and directories take.
-const FIXED_BYTES: u64 = super::ledger::FILE_BYTES * 2 + 32 * 1024;
+/// What lock, ledger, directories and the reserve take.
+const FIXED_BYTES: u64 = super::ledger::FILE_BYTES * 2 + 32 * 1024 + reserve::BYTES;
 
 impl Spool {
     /// Stores rows, durably, in as many segments as it takes.
@@ -133,6 +133,7 @@ impl Spool {
             let path = self.directory.join(span.name());
             directory::remove(&path).map_err(disk("deleting", &path))?;
             self.spans.pop_front();
+            reserve::keep(&self.directory);
         }
         Ok(())
     }

@@ -243,8 +243,7 @@ fn resident(process: &Process) -> Result<f64, Failure> {
     let mut readings = Vec::new();
     for _ in 0..READINGS {
         std::thread::sleep(PAUSE);
-        let kibibytes = number(&format!("/proc/{}/status", process.id()), "VmRSS:")?;
-        readings.push(megabytes(kibibytes * 1024));
+        readings.push(megabytes(process.resident()?));
     }
     readings.sort_by(f64::total_cmp);
     Ok(readings.get(READINGS / 2).copied().unwrap_or_default())

@@ -1,0 +1,138 @@
+//! Whether memory stays flat: the same thing done over and over to a real agent, and what it has resident meanwhile.
+
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::data::{self, MODEL};
+use crate::flow::Background;
+use crate::process::{Agent, Failure, Process, wait_until};
+use crate::site::{DEVICE, Site};
+
+/// How far a reading may be above the one after the warm-up: what heaps of threads and caches of libraries differ
+/// by from moment to moment. A leak of a model or a connection shows as hundreds of times as much.
+const GROWTH_BYTES: u64 = 6 << 20;
+
+/// Readings in all; the first fifth is warm-up.
+const READINGS: u64 = 20;
+const WARM_UP: u64 = READINGS / 5;
+
+/// How long the load may take until the next reading.
+const LOAD: Duration = Duration::from_secs(1800);
+
+/// How long a link may take to come back: twice its longest pause, and what connecting takes.
+const LINK: Duration = Duration::from_secs(150);
+
+/// A connection that lasts this long starts the pauses anew: see `GOOD_CONNECTION` in `cloud-sync`.
+const GOOD_CONNECTION: Duration = Duration::from_millis(10_500);
+
+/// Scores so often, by two clients, on ONNX Runtime where it is and on tract.
+pub fn scores(total: u64, provider: &str) -> Result<String, Failure> {
+    let directory = crate::fresh_directory(&format!("soak-scores-{provider}"))?;
+    let library = crate::onnxruntime().unwrap_or_default().display().to_string();
+    let flags = ["--provider", provider, "--onnxruntime", &library];
+    let flags = if provider == "tract" { flags.get(..2).unwrap_or_default() } else { &flags };
+    let agent = Agent::start_local(&directory.join("agent"), &data::sample(Some(2)), flags)?;
+    let flow = Background::start(&agent.http, &data::test_split()?);
+    let told = watch(&format!("scores on {provider}"), total, &agent.process, |done| {
+        wait_until(LOAD, || match flow.so_far().total() {
+            now if now >= done => Ok(()),
+            now => Err(format!("{now} scores")),
+        })
+    })?;
+    let flowed = flow.stop()?;
+    if flowed.failed == 0 {
+        Ok(told)
+    } else {
+        Err(format!("{} scores failed: {}", flowed.failed, flowed.why))
+    }
+}
+
+/// Swaps two versions so often, each time loaded and proven anew, while requests flow.
+pub fn swaps(total: u64, provider: &'static str) -> Result<String, Failure> {
+    let mut site = Site::start_with(&format!("soak-swaps-{provider}"), variables(provider))?;
+    site.bring(1)?;
+    site.bring(2)?;
+    let flow = Background::start(&site.agent.http, &data::test_split()?);
+    let (mut done, mut serving) = (0, 2);
+    let told = watch(&format!("swaps on {provider}"), total, &site.agent.process, |until| {
+        while done < until {
+            site.cloud.text(&["command", DEVICE, "rollback", "--arg", &format!("model={MODEL}")])?;
+            serving = 3 - serving;
+            site.wait_for_version(serving)?;
+            done += 1;
+        }
+        Ok(())
+    })?;
+    let flowed = flow.stop()?;
+    site.agent.process.kill();
+    if flowed.failed == 0 {
+        Ok(told)
+    } else {
+        Err(format!("{} scores failed: {}", flowed.failed, flowed.why))
+    }
+}
+
+/// Kills the broker so often, waiting each time until the link is back and, so that its pauses stay short, has been for
+/// a while.
+pub fn reconnects(total: u64) -> Result<String, Failure> {
+    let site = Site::start("soak-reconnects")?;
+    site.bring(1)?;
+    let Site { mut broker, cloud, agent, .. } = site;
+    let client = Client::new(&agent.http);
+    let mut done = 0;
+    let told = watch("reconnects", total, &agent.process, |until| {
+        while done < until {
+            std::thread::sleep(GOOD_CONNECTION);
+            broker.kill();
+            broker.restart()?;
+            let wanted = client.metric("edgewise_link_connects_total")? + 1;
+            wait_until(LINK, || match client.metric("edgewise_link_connects_total")? {
+                connects if connects >= wanted => Ok(()),
+                connects => Err(format!("{connects} connects")),
+            })?;
+            done += 1;
+        }
+        Ok(())
+    })?;
+    cloud.wait_for_phase(DEVICE, MODEL, 1, "active")?;
+    Ok(told)
+}
+
+/// Reads what is resident at even steps of `work`, which is told how far to go, and compares it with the bound.
+fn watch(
+    what: &str,
+    total: u64,
+    process: &Process,
+    mut work: impl FnMut(u64) -> Result<(), Failure>,
+) -> Result<String, Failure> {
+    let (mut readings, mut most) = (Vec::new(), 0);
+    for step in 1..=READINGS {
+        let done = (total * step / READINGS).max(1);
+        work(done)?;
+        let resident = process.resident()?;
+        println!("soak: {done} {what}: {:.1} MB resident", megabytes(resident));
+        readings.push(resident);
+        if step > WARM_UP {
+            most = most.max(resident);
+        }
+    }
+    let warm = readings.get(WARM_UP as usize - 1).copied().unwrap_or_default();
+    let told = format!(
+        "{total} {what}: {:.1} MB after a fifth, {:.1} MB at most after that, {:.1} MB at the end",
+        megabytes(warm),
+        megabytes(most),
+        megabytes(readings.last().copied().unwrap_or_default())
+    );
+    if most <= warm + GROWTH_BYTES { Ok(told) } else { Err(format!("memory grows: {told}")) }
+}
+
+fn variables(provider: &str) -> &'static [(&'static str, &'static str)] {
+    match provider {
+        "tract" => &[("EDGEWISE_ENGINE_PROVIDER", "tract")],
+        _ => &[("EDGEWISE_ENGINE_PROVIDER", "cpu")],
+    }
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}

@@ -9,7 +9,7 @@
 mod dialer;
 mod dispatcher;
 mod drain;
-mod local;
+pub(crate) mod local;
 mod managed;
 mod module;
 mod supervisor;

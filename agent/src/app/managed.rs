@@ -112,6 +112,7 @@ impl Managed {
         let reporter = Reporter::new(
             &boot_id,
             config.data.clone(),
+            config.cloud.tls.certificate.clone(),
             board,
             status.clone(),
             ledger_in.clone(),

@@ -10,14 +10,18 @@ pub mod data;
 pub mod demo;
 pub mod edge;
 pub mod files;
+pub mod fleet;
 pub mod flow;
 pub mod https;
 pub mod module;
 pub mod mosquitto;
 pub mod peer;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod python;
+pub mod replicas;
+pub mod seaweedfs;
 pub mod site;
 
 use std::path::{Path, PathBuf};

@@ -40,6 +40,11 @@ impl Mosquitto {
         Err(failure)
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Ends it as a power cut would: retained messages and sessions are gone.
     pub fn kill(&mut self) {
         self.process.kill();

@@ -23,6 +23,7 @@ mod local;
 mod manifest;
 mod module;
 mod registry_rules;
+mod replicas;
 mod resume;
 mod shutdown;
 mod supervised;

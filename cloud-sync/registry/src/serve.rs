@@ -25,7 +25,7 @@ use crate::http::{self, Api};
 use crate::link::Link;
 use crate::objects::{ObjectError, Objects};
 use crate::registry::Registry;
-use crate::sink::{Sink, SinkError};
+use crate::sink::Sink;
 use crate::store::{Store, StoreError};
 use crate::worker::{self, Parts};
 
@@ -47,9 +47,9 @@ pub struct Options {
     pub http: SocketAddr,
     /// Which broker to use.
     pub broker: Broker,
-    /// `sqlite:PATH`; in `data` where none is given.
+    /// `sqlite:PATH` or `postgres://…`; in `data` where none is given.
     pub database: Option<String>,
-    /// `file:///DIR`; in `data` where none is given.
+    /// `file:///DIR` or `s3://BUCKET/PREFIX`; in `data` where none is given.
     pub storage: Option<String>,
     /// A file whose first line is the token that callers must show.
     pub token_file: Option<PathBuf>,
@@ -120,9 +120,6 @@ pub enum ServeError {
     /// The object store.
     #[error(transparent)]
     Objects(#[from] ObjectError),
-    /// The leftovers of the run before.
-    #[error(transparent)]
-    Sink(#[from] SinkError),
     /// A part ended that should not.
     #[error("{0} ended unasked; see the log")]
     Ended(String),
@@ -140,7 +137,7 @@ pub async fn serve(
         options.database.clone().unwrap_or_else(|| format!("sqlite:{}", escaped(&data.join("edgewise.db"))));
     let storage =
         options.storage.clone().unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
-    let objects = Objects::open(&storage)?;
+    let objects = Objects::open(&storage).await?;
     let store = Store::open(&database).await?;
     let listener = TcpListener::bind(options.http).await;
     let listener = listener.map_err(|source| ServeError::Bind { address: options.http, source })?;
@@ -176,8 +173,7 @@ pub async fn serve(
     })?;
 
     let link = Link::new(sender, options.root.clone());
-    let sink = Sink::new(store.clone(), objects.clone(), options.root.site().to_owned());
-    sink.delete_unfinished(None).await?;
+    let sink = Arc::new(Sink::new(store.clone(), objects.clone(), options.root.site().to_owned()));
     let engines = LoadOptions { onnxruntime: options.onnxruntime.clone(), ..LoadOptions::default() };
     let incoming = data.join("incoming");
     let registry = Arc::new(Registry::new(store.clone(), objects.clone(), incoming.clone(), engines));
@@ -185,7 +181,7 @@ pub async fn serve(
         link: link.clone(),
         store: store.clone(),
         objects,
-        sink: Arc::new(sink),
+        sink: sink.clone(),
         deployments: Arc::new(Deployments::new(store.clone(), link.clone())),
         commands: Arc::new(Commands::new(store.clone(), link)),
         counters: Arc::default(),
@@ -197,6 +193,10 @@ pub async fn serve(
     spawn(&mut tasks, "the sweep of unused chunks", {
         let (registry, stop) = (registry.clone(), stop.clone());
         async move { registry.sweep_garbage(stop).await }
+    });
+    spawn(&mut tasks, "the sweep of abandoned rows", {
+        let stop = stop.clone();
+        async move { sink.sweep_abandoned(stop).await }
     });
     spawn(&mut tasks, "the publisher of desired states", {
         let (deployments, stop) = (parts.deployments.clone(), stop.clone());
@@ -322,7 +322,6 @@ pub fn secret(path: &Path) -> Result<String, ServeError> {
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
-/// Makes the data directory, and empties the place for uploads of what a run before left there.
 /// Makes the data directory, empties what is temporary in it, and holds it: two registries on one would each
 /// delete what the other is writing.
 fn prepare(data: &Path) -> Result<(PathBuf, File), ServeError> {

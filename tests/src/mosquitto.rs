@@ -72,6 +72,11 @@ impl Mosquitto {
         files::read(&self.directory.join("mosquitto.log"))
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Ends it as a power cut would: retained messages and sessions are gone.
     pub fn kill(&mut self) {
         self.process.kill();

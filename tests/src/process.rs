@@ -9,6 +9,7 @@ use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -30,7 +31,8 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
-    lines: Receiver<String>,
+    /// In a lock, so that several threads may use one program.
+    lines: Mutex<Receiver<String>>,
 }
 
 /// `edgewise serve`.
@@ -89,7 +91,7 @@ impl Process {
                 BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
             });
         }
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), lines })
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned(), lines: Mutex::new(lines) })
     }
 
     /// Waits for a line of output that contains `text`.
@@ -97,7 +99,8 @@ impl Process {
         let deadline = Instant::now() + READY;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
+            let lines = self.lines.get_mut().unwrap_or_else(PoisonError::into_inner);
+            match lines.recv_timeout(left) {
                 Ok(line) if line.contains(text) => return Ok(line),
                 Ok(_) => {}
                 Err(_) => {
@@ -218,6 +221,17 @@ impl WaitTimeout for Child {
 impl Cloud {
     /// Starts `edgewise serve` in `data`, on these ports (0 for a free one), with more arguments.
     pub fn start(data: &Path, http: u16, mqtt: u16, more: &[&str]) -> Result<Self, Failure> {
+        Self::start_with(data, http, mqtt, more, &[])
+    }
+
+    /// As [`Cloud::start`], with variables in its environment.
+    pub fn start_with(
+        data: &Path,
+        http: u16,
+        mqtt: u16,
+        more: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self, Failure> {
         let mut arguments: Vec<String> = vec![
             "serve".into(),
             "--data".into(),
@@ -230,7 +244,7 @@ impl Cloud {
         }
         arguments.extend(more.iter().map(ToString::to_string));
         std::fs::create_dir_all(data).map_err(|error| format!("making {}: {error}", data.display()))?;
-        let mut process = Process::start("edgewise", &arguments, &[], &data.join("serve.log"))?;
+        let mut process = Process::start("edgewise", &arguments, environment, &data.join("serve.log"))?;
         let line = process.wait_for_line("ready")?;
         Ok(Self { http: field(&line, "http=")?, mqtt: field(&line, "mqtt=")?, process })
     }

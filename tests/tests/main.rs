@@ -30,6 +30,7 @@ mod manifest;
 mod module;
 mod nats;
 mod registry_rules;
+mod replicas;
 mod resume;
 mod shutdown;
 mod supervised;

@@ -15,9 +15,11 @@ use crate::error::RegistryError;
 use crate::link::{Link, LinkError};
 use crate::store::{Store, StoreError};
 
-/// Between two sendings of a command, and between two looks into the database for an answer that another replica
-/// received.
+/// Between two sendings of a command.
 const SEND_AGAIN: Duration = Duration::from_secs(2);
+
+/// Between two looks into the database for an answer that another replica received: what a person does not notice.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// How long a command may be waited for: whoever waits longer should ask again.
 pub const LONGEST_TIMEOUT: Duration = Duration::from_secs(600);
@@ -62,14 +64,17 @@ impl Commands {
                 Err(LinkError::Contract(error)) => return Err(RegistryError::Invalid(error.to_string())),
             }
             let again = deadline.min(Instant::now() + SEND_AGAIN);
-            // Left when this command is answered, at the next sending, and when the waiter has fallen behind.
-            while let Ok(Ok(other)) = tokio::time::timeout_at(again, answered.recv()).await {
-                if other == id {
-                    break;
+            while Instant::now() < again {
+                let look = again.min(Instant::now() + LOOK);
+                // Left when this command is answered, at the next look, and when the waiter has fallen behind.
+                while let Ok(Ok(other)) = tokio::time::timeout_at(look, answered.recv()).await {
+                    if other == id {
+                        break;
+                    }
                 }
-            }
-            if let Some(reply) = self.store.command_answer(&id).await? {
-                return Ok(reply);
+                if let Some(reply) = self.store.command_answer(&id).await? {
+                    return Ok(reply);
+                }
             }
             if Instant::now() >= deadline {
                 return Err(RegistryError::Timeout(format!(

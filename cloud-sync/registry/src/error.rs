@@ -54,7 +54,10 @@ impl RegistryError {
 
 impl From<StoreError> for RegistryError {
     fn from(error: StoreError) -> Self {
-        Self::Internal(error.to_string())
+        match error.is_passing() {
+            true => Self::Unavailable(error.to_string()),
+            false => Self::Internal(error.to_string()),
+        }
     }
 }
 

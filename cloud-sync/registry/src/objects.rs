@@ -1,25 +1,29 @@
-//! Bytes by name: chunks, manifests and files of rows. The only file that names the object store.
+//! Bytes by name: chunks, manifests and files of rows. The only folder that names the object store.
 //!
 //! Invariants:
 //! - When a write or a deletion has returned it is durable, save for the deletions of a sweep; an object is never seen
-//!   half-written.
+//!   half-written: a file gets its name when it is complete and synced, and a bucket shows an object when it has all.
 //! - Chunks and manifests are named by their digest, and are compared with it whenever they are read.
 
+mod place;
+
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use cloud_sync::digest::Digest;
-use futures_util::TryStreamExt;
-use object_store::local::LocalFileSystem;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+
+use place::Place;
+
+/// Objects that a sweep deletes with one request, where the store can.
+const DELETED_TOGETHER: usize = 1000;
 
 /// Where objects lie. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Objects {
-    store: Arc<dyn ObjectStore>,
-    root: PathBuf,
+    place: Place,
 }
 
 /// What a digest names.
@@ -34,8 +38,8 @@ pub enum Named {
 /// An object that can't be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
-    /// The URL names a store that this build can't speak to.
-    #[error("--storage {0}: this build stores in local files only; use file:///DIR")]
+    /// The URL's scheme names a store that this build can't speak to.
+    #[error("--storage {0}:…: use file:///DIR or s3://BUCKET/PREFIX")]
     NotBuiltIn(String),
     /// The directory can't be used.
     #[error("preparing {path}: {source}", path = .path.display())]
@@ -61,27 +65,24 @@ pub enum ObjectError {
 }
 
 impl Objects {
-    /// Opens the store of `url`, making its directory where there is none.
-    pub fn open(url: &str) -> Result<Self, ObjectError> {
-        let path = url.strip_prefix("file://").filter(|path| path.starts_with('/'));
-        let root = PathBuf::from(path.ok_or_else(|| ObjectError::NotBuiltIn(url.to_owned()))?);
-        std::fs::create_dir_all(&root)
-            .map_err(|source| ObjectError::Directory { path: root.clone(), source })?;
-        let store = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|source| ObjectError::Store { doing: "opening", path: url.to_owned(), source })?
-            .with_fsync(true);
-        Ok(Self { store: Arc::new(store), root })
+    /// Opens the store of `url`, making its directory where there is none, and sees that it may be listed: who can't
+    /// do that can't read or sweep either, and should be told at the start.
+    pub async fn open(url: &str) -> Result<Self, ObjectError> {
+        let place = Place::open(url)?;
+        let first = place.store.list(None).next().await;
+        first.transpose().map_err(failed("listing", url))?;
+        Ok(Self { place })
     }
 
     /// Writes an object.
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<(), ObjectError> {
-        let put = self.store.put(&Path::from(path), bytes.into()).await;
+        let put = self.place.store.put(&Path::from(path), bytes.into()).await;
         put.map(|_| ()).map_err(failed("writing", path))
     }
 
     /// Reads an object, if it is there.
     pub async fn get(&self, path: &str) -> Result<Option<Bytes>, ObjectError> {
-        let found = match self.store.get(&Path::from(path)).await {
+        let found = match self.place.store.get(&Path::from(path)).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(failed("reading", path)(error)),
@@ -91,21 +92,11 @@ impl Objects {
 
     /// Deletes an object; one that is not there is deleted already.
     pub async fn delete(&self, path: &str) -> Result<(), ObjectError> {
-        self.remove(path).await?;
-        // The store syncs what it writes, not what it deletes.
-        let directory =
-            self.root.join(path).parent().map(ToOwned::to_owned).unwrap_or_else(|| self.root.clone());
-        let synced = tokio::task::spawn_blocking(move || match std::fs::File::open(&directory) {
-            Ok(opened) => opened.sync_all().map_err(|source| (directory, source)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err((directory, source)),
-        });
-        match synced.await {
-            Ok(result) => result.map_err(|(path, source)| ObjectError::Directory { path, source }),
-            Err(error) => {
-                Err(ObjectError::Directory { path: path.into(), source: std::io::Error::other(error) })
-            }
+        match self.place.store.delete(&Path::from(path)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(failed("deleting", path)(error)),
         }
+        self.place.sync_deletion(path).await
     }
 
     /// Writes a chunk or manifest unless it is there undamaged; says whether it was written.
@@ -134,25 +125,27 @@ impl Objects {
         for (prefix, named) in
             [("chunks", Named::Chunk as fn(Digest) -> Named), ("manifests", Named::Manifest)]
         {
-            let mut listing = self.store.list(Some(&Path::from(prefix)));
-            while let Some(object) = listing.try_next().await.map_err(failed("listing", prefix))? {
+            let listing = self.place.store.list(Some(&Path::from(prefix)));
+            let unwanted = listing.try_filter_map(|object| {
                 let digest = object.location.filename().and_then(|name| name.parse().ok());
-                if let Some(digest) = digest
-                    && !keep(named(digest))
-                {
-                    self.remove(object.location.as_ref()).await?;
-                    swept += 1;
+                let unwanted = digest.is_some_and(|digest| !keep(named(digest)));
+                std::future::ready(Ok(unwanted.then_some(object.location)))
+            });
+            let mut unwanted = unwanted.try_chunks(DELETED_TOGETHER);
+            while let Some(paths) = unwanted.next().await {
+                let paths = paths.map_err(|error| failed("listing", prefix)(error.1))?;
+                let paths = futures_util::stream::iter(paths.into_iter().map(Ok)).boxed();
+                let mut deleted = self.place.store.delete_stream(paths);
+                while let Some(deleted) = deleted.next().await {
+                    match deleted {
+                        Ok(_) => swept += 1,
+                        Err(object_store::Error::NotFound { .. }) => {}
+                        Err(error) => return Err(failed("deleting from", prefix)(error)),
+                    }
                 }
             }
         }
         Ok(swept)
-    }
-
-    async fn remove(&self, path: &str) -> Result<(), ObjectError> {
-        match self.store.delete(&Path::from(path)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(failed("deleting", path)(error)),
-        }
     }
 }
 
@@ -187,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn objects_come_back_until_they_are_swept_and_damage_is_noticed() {
         let directory = tempfile::tempdir().unwrap();
-        let objects = Objects::open(&format!("file://{}", directory.path().display())).unwrap();
+        let objects = Objects::open(&format!("file://{}", directory.path().display())).await.unwrap();
         let (kept, lost) = (Named::Chunk(Digest::of(b"kept")), Named::Manifest(Digest::of(b"lost")));
         assert!(objects.put_named(kept, Bytes::from_static(b"kept")).await.unwrap());
         assert!(!objects.put_named(kept, Bytes::from_static(b"kept")).await.unwrap(), "it is there already");
@@ -195,9 +188,15 @@ mod tests {
         assert_eq!(objects.sweep(|named| named == kept).await.unwrap(), 1);
         assert_eq!(objects.get_named(lost).await.unwrap(), None);
         assert_eq!(objects.get_named(kept).await.unwrap().unwrap(), &b"kept"[..]);
-        std::fs::write(directory.path().join(kept.path()), b"kepT").unwrap();
+        objects.put(&kept.path(), Bytes::from_static(b"kepT")).await.unwrap();
         assert!(matches!(objects.get_named(kept).await, Err(ObjectError::Damaged(_))));
         assert!(objects.put_named(kept, Bytes::from_static(b"kept")).await.unwrap(), "it is mended");
         assert_eq!(objects.get_named(kept).await.unwrap().unwrap(), &b"kept"[..]);
+    }
+
+    #[tokio::test]
+    async fn a_foreign_url_is_refused() {
+        let error = Objects::open("gs://bucket").await.unwrap_err().to_string();
+        assert!(error.contains("gs:") && error.contains("s3://"), "{error}");
     }
 }

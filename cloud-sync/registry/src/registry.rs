@@ -4,11 +4,12 @@
 //! - A version is seen only when its manifest and every chunk of it are durable: they are written first, the record
 //!   with its number last, in one transaction.
 //! - Chunks are stored once per digest. What no version needs any more is swept, but never while a registration is
-//!   under way, since that may rely on a chunk which is there. The lock for this is the process's own.
+//!   under way in any replica, since that may rely on a chunk which is there.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cloud_sync::bundle::{Bundle, BundleError, Manifest};
@@ -17,7 +18,7 @@ use cloud_sync::digest::Digest;
 use cloud_sync::name::{ModelName, ModelVersion};
 use engine::LoadOptions;
 use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::{Notify, RwLock, Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Labels, ModelRecord, Registered, ResourceConfiguration};
@@ -34,6 +35,9 @@ const UPLOADS: usize = 4;
 
 /// Chunks that are written at once; each waits for the disk, and they can wait together.
 const CHUNK_WRITES: usize = 16;
+
+/// Pause before a sweep that was held up by another replica is tried again: a registration takes seconds to minutes.
+const SWEEP_AGAIN: Duration = Duration::from_secs(60);
 
 /// What the caller says of a bundle beside its bytes.
 #[derive(Debug, Clone, Default)]
@@ -55,7 +59,6 @@ pub struct Registry {
     engines: LoadOptions,
     uploads: Semaphore,
     proofs: Arc<Semaphore>,
-    chunks_in_use: RwLock<()>,
     garbage: Notify,
 }
 
@@ -69,7 +72,6 @@ impl Registry {
             engines,
             uploads: Semaphore::new(UPLOADS),
             proofs: Arc::new(Semaphore::new(PROOFS)),
-            chunks_in_use: RwLock::new(()),
             garbage: Notify::new(),
         }
     }
@@ -125,9 +127,9 @@ impl Registry {
             engines: proof.engines,
         };
         check_labels(&record)?;
-        let _chunks_stay = self.chunks_in_use.read().await;
+        let registering = self.store.registering().await?;
         let stored = self.store_chunks(bundle).await?;
-        let model = self.store.add_version(record).await?;
+        let model = registering.add_version(record).await?;
         tracing::info!(version = %model.id, new_bytes = stored.new_bytes, "registered");
         Ok(Registered {
             model,
@@ -161,20 +163,36 @@ impl Registry {
     /// Sweeps at the start, for what a crash left, and after each deletion.
     pub async fn sweep_garbage(&self, stop: CancellationToken) {
         loop {
-            match self.sweep().await {
-                Ok(0) => {}
-                Ok(objects) => tracing::info!(objects, "deleted chunks that no version needs"),
-                Err(error) => tracing::error!(%error, "chunks that no version needs could not be deleted"),
-            }
+            let swept = match self.sweep().await {
+                Ok(Some(objects)) => {
+                    if objects > 0 {
+                        tracing::info!(objects, "deleted chunks that no version needs");
+                    }
+                    true
+                }
+                Ok(None) => false,
+                Err(error) => {
+                    tracing::error!(%error, retry_in = ?SWEEP_AGAIN, "chunks that no version needs were not deleted");
+                    false
+                }
+            };
+            let again = async {
+                match swept {
+                    true => std::future::pending().await,
+                    false => tokio::time::sleep(SWEEP_AGAIN).await,
+                }
+            };
             tokio::select! {
                 () = self.garbage.notified() => {}
+                () = again => {}
                 () = stop.cancelled() => return,
             }
         }
     }
 
-    async fn sweep(&self) -> Result<usize, RegistryError> {
-        let _no_registration = self.chunks_in_use.write().await;
+    /// Deletes what no version needs; says how much. None while another replica registers or sweeps.
+    async fn sweep(&self) -> Result<Option<usize>, RegistryError> {
+        let Some(_nothing_is_registered) = self.store.sweeping().await? else { return Ok(None) };
         let mut needed = HashSet::new();
         let bundles: HashSet<Digest> = self.store.bundle_digests().await?.into_iter().collect();
         for digest in &bundles {
@@ -185,7 +203,7 @@ impl Registry {
             Named::Chunk(digest) => needed.contains(&digest),
             Named::Manifest(digest) => bundles.contains(&digest),
         };
-        Ok(self.objects.sweep(keep).await?)
+        Ok(Some(self.objects.sweep(keep).await?))
     }
 
     /// Makes the manifest and the chunks of a bundle durable.

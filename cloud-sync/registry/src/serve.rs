@@ -27,7 +27,7 @@ use crate::link::Link;
 use crate::objects::{ObjectError, Objects};
 use crate::registry::Registry;
 use crate::sharing::{self, Sharing};
-use crate::sink::{Sink, SinkError};
+use crate::sink::Sink;
 use crate::store::{Store, StoreError};
 use crate::worker::{self, Parts};
 
@@ -49,9 +49,9 @@ pub struct Options {
     pub http: SocketAddr,
     /// Which broker to use.
     pub broker: Broker,
-    /// `sqlite:PATH`; in `data` where none is given.
+    /// `sqlite:PATH` or `postgres://…`; in `data` where none is given.
     pub database: Option<String>,
-    /// `file:///DIR`; in `data` where none is given.
+    /// `file:///DIR` or `s3://BUCKET/PREFIX`; in `data` where none is given.
     pub storage: Option<String>,
     /// Where the authority lies that signs certificates; in `data` where none is given.
     pub authority: Option<PathBuf>,
@@ -127,9 +127,6 @@ pub enum ServeError {
     /// The object store.
     #[error(transparent)]
     Objects(#[from] ObjectError),
-    /// The leftovers of the run before.
-    #[error(transparent)]
-    Sink(#[from] SinkError),
     /// A part ended that should not.
     #[error("{0} ended unasked; see the log")]
     Ended(String),
@@ -147,7 +144,7 @@ pub async fn serve(
         options.database.clone().unwrap_or_else(|| format!("sqlite:{}", escaped(&data.join("edgewise.db"))));
     let storage =
         options.storage.clone().unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
-    let objects = Objects::open(&storage)?;
+    let objects = Objects::open(&storage).await?;
     let store = Store::open(&database).await?;
     let listener = TcpListener::bind(options.http).await;
     let listener = listener.map_err(|source| ServeError::Bind { address: options.http, source })?;
@@ -195,8 +192,7 @@ pub async fn serve(
 
     let sharing = Sharing::new(sender.clone(), options.root.clone(), &client_id);
     let link = Link::new(sender, options.root.clone());
-    let sink = Sink::new(store.clone(), objects.clone(), options.root.site().to_owned());
-    sink.delete_unfinished(None).await?;
+    let sink = Arc::new(Sink::new(store.clone(), objects.clone(), options.root.site().to_owned()));
     let engines = LoadOptions { onnxruntime: options.onnxruntime.clone(), ..LoadOptions::default() };
     let incoming = data.join("incoming");
     let registry = Arc::new(Registry::new(store.clone(), objects.clone(), incoming.clone(), engines));
@@ -204,7 +200,7 @@ pub async fn serve(
         link: link.clone(),
         store: store.clone(),
         objects,
-        sink: Arc::new(sink),
+        sink: sink.clone(),
         deployments: Arc::new(Deployments::new(store.clone(), link.clone())),
         commands: Arc::new(Commands::new(store.clone(), link)),
         counters: Arc::default(),
@@ -216,6 +212,10 @@ pub async fn serve(
     spawn(&mut tasks, "the sweep of unused chunks", {
         let (registry, stop) = (registry.clone(), stop.clone());
         async move { registry.sweep_garbage(stop).await }
+    });
+    spawn(&mut tasks, "the sweep of abandoned rows", {
+        let stop = stop.clone();
+        async move { sink.sweep_abandoned(stop).await }
     });
     spawn(&mut tasks, "the publisher of desired states", {
         let (deployments, stop) = (parts.deployments.clone(), stop.clone());
@@ -350,7 +350,6 @@ pub fn secret(path: &Path) -> Result<String, ServeError> {
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
-/// Makes the data directory, and empties the place for uploads of what a run before left there.
 /// Makes the data directory, empties what is temporary in it, and holds it: two registries on one would each
 /// delete what the other is writing.
 fn prepare(data: &Path) -> Result<(PathBuf, File), ServeError> {

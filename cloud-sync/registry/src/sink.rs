@@ -6,18 +6,21 @@
 //! - A row appears once however often it is sent: what the stream's place covers is passed over, and the objects of an
 //!   attempt count only if that place moves in the same transaction.
 //! - The directory of objects holds no row twice: the objects of an attempt that came to nothing are deleted before
-//!   the stream's next attempt, and at the start.
+//!   the stream's next attempt, and once more when nobody can be writing them any more, though it be another replica.
 //! - A row that can't be decoded or contradicts itself costs itself only; it is counted.
 
 mod table;
 mod time;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cloud_sync::contract::{Receipt, Telemetry};
 use cloud_sync::name::DeviceId;
 use cloud_sync::rows::{self, RowsError};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use table::readable;
 use table::{Table, TableError, Tables};
@@ -26,7 +29,14 @@ use time::Reception;
 use crate::objects::{ObjectError, Objects};
 use crate::store::{RowFile, Store, StoreError};
 
-/// The store of captured rows. One batch of a stream at a time: the caller sees to that.
+/// Longest time in which an attempt writes its objects. A store that takes longer has the device send again.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(120);
+
+/// How old an attempt must be for what it left to be swept: nobody writes for it any more, though clocks differ.
+const ABANDONED: Duration = Duration::from_secs(600);
+
+/// The store of captured rows. The caller brings one batch of a stream at a time; where another replica has another
+/// one at the same time, one of them is stored.
 #[derive(Debug)]
 pub struct Sink {
     store: Store,
@@ -68,7 +78,7 @@ pub enum SinkError {
     /// The object store said no; worth another try.
     #[error(transparent)]
     Object(#[from] ObjectError),
-    /// The batch before this one has not come; the device sends both again.
+    /// The batch before this one is not stored; a receipt for what is has the device send from there.
     #[error("rows after {after} came, and the stream is durable through {before}")]
     Hole {
         /// The row before the batch.
@@ -79,6 +89,9 @@ pub enum SinkError {
     /// Another attempt to store the same rows won; worth another try, which will find them stored.
     #[error("the stream was moved by another attempt")]
     Overtaken,
+    /// The object store is slow; worth another try.
+    #[error("writing the rows took longer than {LONGEST_ATTEMPT:?}")]
+    Slow,
     /// The task that decodes ended early.
     #[error("decoding rows: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -103,20 +116,21 @@ impl Sink {
 
     /// Stores what is new in a batch, and returns the receipt: for the whole batch, or for its beginning where the rest
     /// needs another attempt. The device sends the rest again.
-    pub async fn accept(&self, device: &DeviceId, telemetry: Telemetry) -> Result<Receipt, SinkError> {
+    pub async fn accept(
+        &self,
+        device: &DeviceId,
+        telemetry: impl Into<Arc<Telemetry>>,
+    ) -> Result<Receipt, SinkError> {
+        let telemetry = telemetry.into();
         let stream = telemetry.stream.clone();
-        let attempt = match self.prepare(device, telemetry).await {
-            // The receipt says from where the device has to send again.
-            Err(SinkError::Hole { before, .. }) => {
-                self.counters.early.fetch_add(1, Ordering::Relaxed);
-                return Ok(Receipt { stream, durable_through: before });
-            }
-            attempt => attempt?,
-        };
+        let attempt = self.prepare(device, telemetry).await?;
         let receipt = Receipt { stream: stream.clone(), durable_through: attempt.through };
         if attempt.through > attempt.before {
-            self.delete_unfinished(Some((device, &stream))).await?;
-            self.write(&stream, &attempt).await?;
+            for path in self.store.doom_stream(device, &stream).await? {
+                self.objects.delete(&path).await?;
+            }
+            let written = tokio::time::timeout(LONGEST_ATTEMPT, self.write(&stream, &attempt)).await;
+            written.map_err(|_| SinkError::Slow)??;
             if !self.commit(device, &stream, &attempt).await? {
                 // The attempt that won may have looked for leftovers before these were written.
                 for (file, _) in &attempt.files {
@@ -133,9 +147,22 @@ impl Sink {
         Ok(receipt)
     }
 
-    /// Deletes what attempts of a stream that did not come to their end have left, or those of all streams.
-    pub async fn delete_unfinished(&self, stream: Option<(&DeviceId, &str)>) -> Result<(), SinkError> {
-        let doomed = self.store.doom_pending(stream).await?;
+    /// Deletes what abandoned attempts have left, at the start and then now and again, until `stop`.
+    pub async fn sweep_abandoned(&self, stop: CancellationToken) {
+        loop {
+            let age = u64::try_from(ABANDONED.as_millis()).unwrap_or(u64::MAX);
+            if let Err(error) = self.delete_before(crate::now_ms().saturating_sub(age)).await {
+                tracing::error!(%error, retry_in = ?ABANDONED, "what abandoned attempts left was not deleted");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(ABANDONED) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn delete_before(&self, begun_ms: u64) -> Result<(), SinkError> {
+        let doomed = self.store.doom_before(begun_ms).await?;
         for path in &doomed {
             self.objects.delete(path).await?;
         }
@@ -155,8 +182,17 @@ impl Sink {
         &self.counters
     }
 
-    async fn prepare(&self, device: &DeviceId, telemetry: Telemetry) -> Result<Attempt, SinkError> {
+    async fn prepare(
+        &self,
+        device: &DeviceId,
+        telemetry: impl Into<Arc<Telemetry>>,
+    ) -> Result<Attempt, SinkError> {
+        let telemetry = telemetry.into();
         let before = self.store.durable_through(device, &telemetry.stream).await?;
+        let after = telemetry.after;
+        if after > before {
+            return Err(SinkError::Hole { after, before });
+        }
         let (device, site) = (device.clone(), self.site.clone());
         let received_ms = crate::now_ms();
         let decode = move || attempt(&device, &site, received_ms, before, &telemetry);
@@ -165,7 +201,7 @@ impl Sink {
 
     async fn write(&self, stream: &str, attempt: &Attempt) -> Result<(), SinkError> {
         let files: Vec<RowFile> = attempt.files.iter().map(|(file, _)| file.clone()).collect();
-        self.store.begin_attempt(stream, &attempt.id, &files).await?;
+        self.store.begin_attempt(stream, &attempt.id, &files, crate::now_ms()).await?;
         for (file, parquet) in &attempt.files {
             self.objects.put(&file.path, parquet.clone()).await?;
         }
@@ -189,9 +225,6 @@ fn attempt(
 ) -> Result<Attempt, SinkError> {
     let encoded = rows::unpack(telemetry.codec, &telemetry.rows)?;
     let first = telemetry.first_sequence;
-    if telemetry.after > before {
-        return Err(SinkError::Hole { after: telemetry.after, before });
-    }
     let end = first.checked_add(encoded.len() as u64).filter(|end| i64::try_from(*end).is_ok());
     let last = end.ok_or(SinkError::Sequence(first))?.saturating_sub(1);
     let count = encoded.len() as u64;
@@ -247,10 +280,9 @@ pub(crate) mod tests {
 
     impl Fixture {
         pub(crate) async fn new() -> Self {
-            let directory = tempfile::tempdir().unwrap();
-            let store =
-                Store::open(&format!("sqlite:{}", directory.path().join("t.db").display())).await.unwrap();
-            let objects = Objects::open(&format!("file://{}/objects", directory.path().display())).unwrap();
+            let (directory, store) = crate::store::fixture::empty().await;
+            let objects =
+                Objects::open(&format!("file://{}/objects", directory.path().display())).await.unwrap();
             let sink = Sink::new(store, objects, "plant".into());
             Self { directory, sink, device: "d1".parse().unwrap() }
         }
@@ -302,7 +334,8 @@ pub(crate) mod tests {
         let fixture = Fixture::new().await;
         let follows = |after, telemetry| Telemetry { after, ..telemetry };
         assert_eq!(fixture.accept(batch(1, encoded(0..10))).await, 10);
-        assert_eq!(fixture.accept(follows(20, batch(21, encoded(20..30)))).await, 10, "11 to 20 are missing");
+        let early = fixture.sink.accept(&fixture.device, follows(20, batch(21, encoded(20..30)))).await;
+        assert!(matches!(early, Err(SinkError::Hole { after: 20, before: 10 })), "11 to 20 are missing");
         assert_eq!(fixture.rows().await, 10);
         assert_eq!(fixture.accept(follows(10, batch(11, encoded(10..20)))).await, 20);
         assert_eq!(fixture.accept(follows(20, batch(21, encoded(20..30)))).await, 30);
@@ -325,14 +358,31 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_crash_left_is_deleted_at_the_start() {
+    async fn what_a_crash_left_is_swept_and_what_is_being_written_is_not() {
         let fixture = Fixture::new().await;
         let attempt = fixture.sink.prepare(&fixture.device, batch(1, encoded(0..10))).await.unwrap();
         fixture.sink.write("s1", &attempt).await.unwrap();
-        // And it ends once more, after the attempt is given up and before its objects are deleted.
-        fixture.sink.store.doom_pending(None).await.unwrap();
-        fixture.sink.delete_unfinished(None).await.unwrap();
-        assert_eq!(fixture.rows().await, 0);
+        fixture.sink.delete_before(crate::now_ms() - 1000).await.unwrap();
+        assert!(fixture.sink.commit(&fixture.device, "s1", &attempt).await.unwrap(), "it was under way");
+        let left = fixture.sink.prepare(&fixture.device, batch(11, encoded(10..20))).await.unwrap();
+        fixture.sink.write("s1", &left).await.unwrap();
+        fixture.sink.delete_before(crate::now_ms() + 1000).await.unwrap();
+        assert_eq!(fixture.rows().await, 10);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_writes_after_it_was_given_up_leaves_nothing() {
+        let fixture = Fixture::new().await;
+        let late = fixture.sink.prepare(&fixture.device, batch(1, encoded(0..10))).await.unwrap();
+        let files: Vec<RowFile> = late.files.iter().map(|(file, _)| file.clone()).collect();
+        fixture.sink.store.begin_attempt("s1", &late.id, &files, crate::now_ms()).await.unwrap();
+        // Another replica stores the batch, and only then are the objects of this one written; then its process ends.
+        assert_eq!(fixture.accept(batch(1, encoded(0..10))).await, 10);
+        for (file, parquet) in &late.files {
+            fixture.sink.objects.put(&file.path, parquet.clone()).await.unwrap();
+        }
+        fixture.sink.delete_before(crate::now_ms() + 1000).await.unwrap();
+        assert_eq!(fixture.rows().await, 10);
     }
 
     #[tokio::test]
@@ -354,7 +404,7 @@ pub(crate) mod tests {
         assert_eq!(fixture.rows().await, 149);
         assert_eq!(fixture.sink.counters.refused.load(Ordering::Relaxed), 1);
         let presence = Presence { online: true, boot_id: "b".into(), agent_version: "0.1.0".into() };
-        fixture.sink.store.note(&[Note::Presence(fixture.device.clone(), presence)], 5).await;
+        fixture.sink.store.note(&[Note::Presence(fixture.device.clone(), presence)], 5).await.unwrap();
         let device = fixture.sink.store.device(&fixture.device).await.unwrap();
         assert_eq!(device.unwrap().rows_refused, 1);
     }

@@ -1,15 +1,20 @@
 //! The registry's records, in SQL. The only place that names the SQL library.
 //!
 //! Invariants:
-//! - What a method has returned is durable: SQLite runs with a write-ahead log and syncs at every commit.
-//! - Every change is one transaction that holds the write lock from its first statement, so two of them never
-//!   interleave: a deploy and a delete of one version can't both succeed.
+//! - What a method has returned is durable: SQLite runs with a write-ahead log and syncs at every commit, and so does
+//!   PostgreSQL, whatever its own setting is.
+//! - Every change of models and devices is one transaction that holds the write lock of all replicas before it reads,
+//!   so two of them never interleave: a deploy and a delete of one version can't both succeed.
 //! - A version's number is taken from `models.last_version`, which is never lowered or deleted.
-//! - The statements are those that SQLite and PostgreSQL share, save for how a connection and a transaction begin;
-//!   numbers are BIGINT, truth is 0 or 1, structure is JSON.
+//! - The statements are those that SQLite and PostgreSQL share, save for how a connection and a transaction begin
+//!   (`backend.rs`); numbers are BIGINT, truth is 0 or 1, structure is JSON.
 
+mod backend;
+mod chunks;
 mod commands;
 mod devices;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod models;
 mod row_files;
 #[cfg(test)]
@@ -23,31 +28,37 @@ use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor, Row, SqlSafeStr, Transaction};
 
+use backend::Backend;
+pub use chunks::{Registering, Sweeping};
 pub use devices::{DeviceRow, Note, Noted};
 pub use models::ModelFilter;
 pub(crate) use models::check_labels;
 pub use row_files::{FileQuery, RowFile};
 
-/// Connections to the database: SQLite writes one at a time anyway, and reads are short.
+/// Connections to the database: SQLite writes one at a time anyway, reads are short, and a hundred, which a PostgreSQL
+/// allows by itself, have room for a dozen replicas.
 const CONNECTIONS: u32 = 8;
 
 /// Longest wait for a connection. A request that waits longer is better refused.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Longest wait of one writer for another, in milliseconds.
-const SETTINGS: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 15000;";
+/// The tables, by the steps in which they came to be.
+const MIGRATIONS: [(i64, &str, &str); 2] =
+    [(1, "registry", include_str!("store/schema.sql")), (2, "attempts", include_str!("store/attempts.sql"))];
 
 /// What the registry remembers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: AnyPool,
+    backend: Backend,
+    chunks: chunks::Local,
 }
 
 /// A record that can't be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The URL names a database that this build can't speak to.
-    #[error("--database {0}: this build speaks to SQLite only; use sqlite:PATH")]
+    /// The URL's scheme names a database that this build can't speak to.
+    #[error("--database {0}:…: use sqlite:PATH or postgres://USER@HOST/DATABASE")]
     NotBuiltIn(String),
     /// The database said no.
     #[error("{doing}: {source}")]
@@ -73,28 +84,53 @@ pub enum StoreError {
     Range(&'static str),
 }
 
-impl Store {
-    /// Opens the database of `url`, making it where there is none, and brings its tables to their present form.
-    pub async fn open(url: &str) -> Result<Self, StoreError> {
-        if !url.starts_with("sqlite:") {
-            return Err(StoreError::NotBuiltIn(url.to_owned()));
+impl StoreError {
+    /// Whether the database can't be reached or is too busy, so that the same may well be done a little later.
+    pub fn is_passing(&self) -> bool {
+        use sqlx::Error::{Database, Io, PoolTimedOut, Tls};
+        match self {
+            Self::Sql { source: Io(_) | Tls(_) | PoolTimedOut, .. } => true,
+            // PostgreSQL's classes: connections, resources, locks (and what they made roll back), its start and end.
+            Self::Sql { source: Database(error), .. } => error.code().is_some_and(|code| {
+                code.len() == 5
+                    && ["08", "53", "55P", "40", "57P"].iter().any(|class| code.starts_with(class))
+            }),
+            _ => false,
         }
-        let url = if url.contains('?') { url.to_owned() } else { format!("{url}?mode=rwc") };
+    }
+}
+
+impl Store {
+    /// Opens the database of `url`, making it where it is a file that is not there, and brings its tables to their
+    /// present form: once, though replicas start at the same time.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        let scheme = || url.split(':').next().unwrap_or_default().to_owned();
+        let backend = Backend::of(url).ok_or_else(|| StoreError::NotBuiltIn(scheme()))?;
+        let is_plain_file = backend == Backend::Sqlite && !url.contains('?');
+        let url = if is_plain_file { format!("{url}?mode=rwc") } else { url.to_owned() };
         sqlx::any::install_default_drivers();
         let pool = AnyPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .after_connect(|connection, _| {
-                Box::pin(async move { connection.execute(SETTINGS).await.map(|_| ()) })
+            .after_connect(move |connection, _| {
+                Box::pin(async move { connection.execute(backend.settings()).await.map(|_| ()) })
             })
+            // It shows, too, whether the connection is alive.
+            .test_before_acquire(false)
             .before_acquire(|connection, _| Box::pin(async move { Ok(is_clean(connection).await) }))
             .connect(&url)
             .await
             .map_err(sql("opening the database"))?;
-        let schema = include_str!("store/schema.sql").into_sql_str();
-        let first = Migration::new(1, "registry".into(), MigrationType::Simple, schema, false);
-        Migrator::with_migrations(vec![first]).run(&pool).await?;
-        Ok(Self { pool })
+        let migration = |(version, name, schema): (i64, &'static str, &'static str)| {
+            Migration::new(version, name.into(), MigrationType::Simple, schema.into_sql_str(), false)
+        };
+        Migrator::with_migrations(MIGRATIONS.map(migration).into()).run(&pool).await?;
+        Ok(Self { pool, backend, chunks: chunks::Local::default() })
+    }
+
+    /// Whether other replicas may use it, too.
+    pub fn is_shared(&self) -> bool {
+        self.backend.is_shared()
     }
 
     /// Whether the database answers.
@@ -108,14 +144,23 @@ impl Store {
         self.pool.close().await;
     }
 
-    /// A transaction that holds the write lock: on SQLite a deferred one could fail when it first writes.
+    /// A transaction that changes models or devices: the only one of all replicas until it ends.
     async fn begin(&self, doing: &'static str) -> Result<Transaction<'static, Any>, StoreError> {
-        self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(sql(doing))
+        let mut transaction = self.begin_rows(doing).await?;
+        self.backend.lock_writes(&mut transaction).await.map_err(sql(doing))?;
+        Ok(transaction)
+    }
+
+    /// A transaction that changes streams and their files: its statements say themselves what they rely on, so on
+    /// PostgreSQL those of different streams run at the same time.
+    async fn begin_rows(&self, doing: &'static str) -> Result<Transaction<'static, Any>, StoreError> {
+        self.backend.begin(&self.pool).await.map_err(sql(doing))
     }
 }
 
-/// Whether a transaction can begin on a connection. After a commit that failed, on a full disk say, it can't: the
-/// database has rolled back by itself, and the driver still counts the transaction. Such a connection is replaced.
+/// Whether a transaction can begin on a connection, which has none open then. After a commit that failed, on a full disk
+/// say, SQLite has rolled back by itself and the driver still counts the transaction: such a connection is replaced.
+/// One whose user was gone while PostgreSQL began a transaction has it open still: it is ended.
 async fn is_clean(connection: &mut AnyConnection) -> bool {
     match connection.begin_with("BEGIN").await {
         Ok(transaction) => transaction.rollback().await.is_ok(),
@@ -153,16 +198,46 @@ mod connection_tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_commit_that_failed_does_not_spoil_its_connection() {
-        let directory = tempfile::tempdir().unwrap();
-        let store =
-            Store::open(&format!("sqlite:{}", directory.path().join("t.db").display())).await.unwrap();
+    async fn a_transaction_that_went_wrong_does_not_spoil_its_connection() {
+        let (_directory, store) = fixture::empty().await;
         for _ in 0..2 * CONNECTIONS {
             let mut transaction = store.begin("testing").await.unwrap();
-            // As the database does by itself when its disk is full.
+            // As SQLite does by itself when its disk is full, and PostgreSQL with all that follows.
             transaction.execute("ROLLBACK").await.unwrap();
-            assert!(transaction.commit().await.is_err());
+            let _ = transaction.execute("SELECT nothing FROM nowhere").await.unwrap_err();
+            let _ = transaction.commit().await;
         }
         store.begin("testing").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn replicas_that_start_at_the_same_time_make_the_tables_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = fixture::database(directory.path()).await;
+        if url.starts_with("sqlite:") {
+            // One process has it.
+            return;
+        }
+        let opening = std::iter::repeat_with(|| {
+            tokio::spawn({
+                let url = url.clone();
+                async move { Store::open(&url).await.map(drop) }
+            })
+        });
+        for opened in opening.take(5).collect::<Vec<_>>() {
+            opened.await.unwrap().unwrap();
+        }
+        let store = Store::open(&url).await.unwrap();
+        let made = sqlx::query("SELECT version FROM _sqlx_migrations").fetch_all(&store.pool).await.unwrap();
+        assert_eq!(made.len(), MIGRATIONS.len());
+    }
+
+    #[tokio::test]
+    async fn a_foreign_url_is_refused_without_its_password() {
+        let error = Store::open("mysql://root:secret@host/x").await.unwrap_err().to_string();
+        assert!(
+            error.contains("mysql") && error.contains("postgres://") && !error.contains("secret"),
+            "{error}"
+        );
     }
 }

@@ -5,12 +5,16 @@
 //!   with a bound, and what does not fit is dropped and counted. The device asks or sends again.
 //! - What a device says of itself is kept in the order in which it was said.
 //! - One stream's batches are stored one after the other; different devices' at the same time.
+//! - Each replica hears what devices say of themselves; all other work is shared, and none of it needs a particular
+//!   replica. What one that died had in hand is asked for or sent again.
 
+mod batches;
 mod pieces;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cloud_sync::contract::{self, Fetch, Message, Presence, Reply, Reported, Telemetry};
 use cloud_sync::name::DeviceId;
@@ -41,6 +45,9 @@ const NOTES_QUEUE: usize = 1024;
 
 /// Words that are kept in one transaction.
 const NOTES_AT_ONCE: usize = 256;
+
+/// Pause before words that a database did not take are given to it again.
+const NOTE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Requests for pieces that may wait: a request is at most 16 KiB.
 const FETCH_QUEUE: usize = 256;
@@ -142,7 +149,7 @@ impl Queues {
         tasks.spawn(keep_replies(parts.clone(), receiver));
         let lanes = (0..LANES).map(|_| {
             let (lane, receiver) = mpsc::channel(LANE_QUEUE);
-            tasks.spawn(store_batches(parts.clone(), receiver));
+            tasks.spawn(batches::store(parts.clone(), receiver));
             lane
         });
         Self { notes, fetches, lanes: lanes.collect(), replies }
@@ -198,7 +205,16 @@ fn read<M: Message>(body: &[u8], device: &DeviceId) -> Option<M> {
 async fn keep_notes(parts: Parts, mut queue: mpsc::Receiver<Note>) {
     let mut notes = Vec::with_capacity(NOTES_AT_ONCE);
     while queue.recv_many(&mut notes, NOTES_AT_ONCE).await > 0 {
-        let noted = parts.store.note(&notes, crate::now_ms()).await;
+        let noted = loop {
+            match parts.store.note(&notes, crate::now_ms()).await {
+                Ok(noted) => break noted,
+                // Nobody says it again soon, so it is kept here; what does not fit into the queue meanwhile is counted.
+                Err(error) => {
+                    tracing::warn!(%error, retry_in = ?NOTE_AGAIN, "what devices report is not kept yet");
+                    tokio::time::sleep(NOTE_AGAIN).await;
+                }
+            }
+        };
         parts.counters.failed.fetch_add(noted.lost, Ordering::Relaxed);
         parts.deployments.publish_soon(noted.behind);
         notes.clear();
@@ -238,22 +254,6 @@ async fn answer_fetches(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Fetch
     }
     // Whoever is still pulling asks again.
     answering.abort_all();
-}
-
-async fn store_batches(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Telemetry)>) {
-    while let Some((device, telemetry)) = queue.recv().await {
-        match parts.sink.accept(&device, telemetry).await {
-            Ok(receipt) => {
-                if let Err(error) = parts.link.publish(&device, &receipt).await {
-                    tracing::debug!(%device, %error, "a receipt was not sent; the device sends the batch again");
-                }
-            }
-            Err(error) => {
-                parts.counters.failed.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(%device, %error, "a batch of rows could not be stored");
-            }
-        }
-    }
 }
 
 async fn keep_replies(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Reply)>) {

@@ -51,10 +51,13 @@ pub(super) struct Arguments {
     /// A file whose first line is our password at the broker.
     #[arg(long, value_name = "FILE", requires = "mqtt_username")]
     mqtt_password_file: Option<PathBuf>,
-    /// The database; sqlite:DIR/edgewise.db where none is given.
+    /// The database; sqlite:DIR/edgewise.db where none is given. Several registries may share
+    /// postgres://USER@HOST/NAME; its password comes from PGPASSWORD or ~/.pgpass.
     #[arg(long, value_name = "URL")]
     database: Option<String>,
-    /// Where bundles and rows are kept; file://DIR/objects where none is given.
+    /// Where bundles and rows are kept; file://DIR/objects where none is given. Several registries may share
+    /// s3://BUCKET/PREFIX or a directory of all their machines; who we are and where it is stands in AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT.
     #[arg(long, value_name = "URL")]
     storage: Option<String>,
     /// Where the authority lies that signs certificates; DIR/authority where none is given. Registries that share their

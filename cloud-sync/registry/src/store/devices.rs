@@ -161,10 +161,12 @@ impl Store {
         found.map(|row| device_row(&row, DOING)).transpose()
     }
 
-    /// Keeps what devices said, the last word of each. One that can't be kept costs none of the others.
-    pub async fn note(&self, notes: &[Note], now_ms: u64) -> Noted {
+    /// Keeps what devices said, the last word of each. One that can't be kept costs none of the others. An error means
+    /// that nothing is kept and all may be kept a little later.
+    pub async fn note(&self, notes: &[Note], now_ms: u64) -> Result<Noted, StoreError> {
         let error = match self.note_all(notes, now_ms).await {
-            Ok(behind) => return Noted { behind, lost: 0 },
+            Ok(behind) => return Ok(Noted { behind, lost: 0 }),
+            Err(error) if error.is_passing() => return Err(error),
             Err(error) => error,
         };
         tracing::warn!(%error, notes = notes.len(), "what devices report is kept one by one");
@@ -178,7 +180,7 @@ impl Store {
                 }
             }
         }
-        noted
+        Ok(noted)
     }
 
     /// Keeps all notes or none; returns the devices that follow an older desired state than theirs.
@@ -386,7 +388,7 @@ pub(crate) mod tests {
         }
     }
 
-    pub(in crate::store) fn empty_record() -> ModelRecord {
+    pub(crate) fn empty_record() -> ModelRecord {
         ModelRecord {
             id: String::new(),
             name: String::new(),
@@ -408,9 +410,7 @@ pub(crate) mod tests {
 
     /// A store with one version, load:1.
     pub(crate) async fn store() -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", directory.path().join("test.db").display());
-        let store = Store::open(&url).await.unwrap();
+        let (directory, store) = crate::store::fixture::empty().await;
         let digest = cloud_sync::digest::Digest::of(b"bundle").to_string();
         store.add_version(ModelRecord { name: "load".into(), digest, ..empty_record() }).await.unwrap();
         (directory, store)
@@ -432,7 +432,8 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn a_note_that_cannot_be_kept_costs_none_of_the_others() {
         let (_directory, store) = store().await;
-        let noted = store.note(&[says("d1", 0, 1), says("d2", 0, u64::MAX), says("d3", 0, 1)], 5).await;
+        let noted =
+            store.note(&[says("d1", 0, 1), says("d2", 0, u64::MAX), says("d3", 0, 1)], 5).await.unwrap();
         assert_eq!(noted.lost, 1);
         let kept = store.devices("", 9).await.unwrap();
         assert_eq!(kept.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["d1", "d3"]);
@@ -443,14 +444,14 @@ pub(crate) mod tests {
         let (_directory, store) = store().await;
         assert_eq!((deploy(&store, "d1").await, deploy(&store, "d1").await), (1, 2));
         assert_eq!(store.desired(&id("d1")).await.unwrap().unwrap().models[0].deployment, 2);
-        assert_eq!(store.note(&[says("d1", 1, 1), says("d2", 0, 1)], 5).await.behind, [id("d1")]);
-        assert!(store.note(&[says("d1", 2, 1)], 5).await.behind.is_empty());
+        assert_eq!(store.note(&[says("d1", 1, 1), says("d2", 0, 1)], 5).await.unwrap().behind, [id("d1")]);
+        assert!(store.note(&[says("d1", 2, 1)], 5).await.unwrap().behind.is_empty());
     }
 
     #[tokio::test]
     async fn a_registry_that_has_lost_its_records_is_heard_again() {
         let (_directory, store) = store().await;
-        store.note(&[says("d1", 7, 1)], 5).await;
+        store.note(&[says("d1", 7, 1)], 5).await.unwrap();
         assert!(store.desired(&id("d1")).await.unwrap().is_none(), "it was told nothing yet");
         assert_eq!(deploy(&store, "d1").await, 8);
         assert_eq!(store.desired(&id("d1")).await.unwrap().unwrap().models[0].deployment, 8);
@@ -467,7 +468,7 @@ pub(crate) mod tests {
         .execute(&store.pool)
         .await
         .unwrap();
-        assert_eq!(store.note(&[says("one-more", 1, 1), says("d1", 0, 2)], 5).await.lost, 0);
+        assert_eq!(store.note(&[says("one-more", 1, 1), says("d1", 0, 2)], 5).await.unwrap().lost, 0);
         let held = query("SELECT device FROM holdings").fetch_all(&store.pool).await.unwrap();
         let held: Vec<String> = held.iter().map(|row| text(row, "device", "testing").unwrap()).collect();
         assert_eq!(held, ["d1"]);

@@ -5,7 +5,7 @@ use cloud_sync::name::{ModelName, ModelVersion};
 use futures_util::TryStreamExt;
 use sqlx::query;
 
-use super::{Store, StoreError, from_json, signed, sql, text, to_json, unsigned};
+use super::{Registering, Store, StoreError, from_json, signed, sql, text, to_json, unsigned};
 use crate::api::{Holder, LabelChange, ModelRecord};
 use crate::error::RegistryError;
 
@@ -30,11 +30,11 @@ pub struct ModelFilter {
     pub after: Option<ModelVersion>,
 }
 
-impl Store {
-    /// Stores a version under the next number of its model, and returns it with that number.
-    pub async fn add_version(&self, mut record: ModelRecord) -> Result<ModelRecord, StoreError> {
+impl Registering {
+    /// Stores the version under the next number of its model, and returns it with that number.
+    pub async fn add_version(mut self, mut record: ModelRecord) -> Result<ModelRecord, StoreError> {
         const DOING: &str = "storing a model version";
-        let mut transaction = self.begin(DOING).await?;
+        let mut transaction = self.transaction(DOING).await?;
         let next = query(
             "INSERT INTO models (name, last_version) VALUES ($1, 1) \
              ON CONFLICT (name) DO UPDATE SET last_version = models.last_version + 1 RETURNING last_version",
@@ -53,6 +53,13 @@ impl Store {
             .map_err(sql(DOING))?;
         transaction.commit().await.map_err(sql(DOING))?;
         Ok(record)
+    }
+}
+
+impl Store {
+    #[cfg(test)]
+    pub(crate) async fn add_version(&self, record: ModelRecord) -> Result<ModelRecord, StoreError> {
+        self.registering().await?.add_version(record).await
     }
 
     /// A version's record.
@@ -235,13 +242,7 @@ mod tests {
     use super::*;
     use crate::store::Note;
     use crate::store::devices::tests::report;
-
-    async fn store() -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir().unwrap();
-        let store =
-            Store::open(&format!("sqlite:{}", directory.path().join("test.db").display())).await.unwrap();
-        (directory, store)
-    }
+    use crate::store::fixture::{database, empty};
 
     fn record(name: &str) -> ModelRecord {
         ModelRecord {
@@ -257,21 +258,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_number_is_never_given_twice() {
-        let (directory, store) = store().await;
+        let directory = tempfile::tempdir().unwrap();
+        let url = database(directory.path()).await;
+        let store = Store::open(&url).await.unwrap();
         assert_eq!(store.add_version(record("load")).await.unwrap().version, 1);
         assert_eq!(store.add_version(record("load")).await.unwrap().id, "load:2");
         store.delete_version(&id("load:2")).await.unwrap();
         store.delete_version(&id("load:1")).await.unwrap();
         store.close().await;
-        let again =
-            Store::open(&format!("sqlite:{}", directory.path().join("test.db").display())).await.unwrap();
+        let again = Store::open(&url).await.unwrap();
         assert_eq!(again.add_version(record("load")).await.unwrap().version, 3);
         assert!(again.version(&id("load:2")).await.unwrap().is_none());
     }
 
     #[tokio::test]
     async fn many_registrations_at_once_get_different_numbers() {
-        let (_directory, store) = store().await;
+        let (_directory, store) = empty().await;
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..20 {
             let store = store.clone();
@@ -284,7 +286,7 @@ mod tests {
 
     #[tokio::test]
     async fn properties_are_only_added_and_tags_are_replaced() {
-        let (_directory, store) = store().await;
+        let (_directory, store) = empty().await;
         store.add_version(record("load")).await.unwrap();
         let change = |text: &str| serde_json::from_str::<LabelChange>(text).unwrap();
         let first = change(r#"{"tags": {"stage": "test", "gone": "x"}, "properties": {"commit": "a1"}}"#);
@@ -302,7 +304,7 @@ mod tests {
 
     #[tokio::test]
     async fn lists_filter_and_page() {
-        let (_directory, store) = store().await;
+        let (_directory, store) = empty().await;
         for (name, stage) in [("a", "x"), ("a", "y"), ("b", "x")] {
             let tags = [("stage".to_owned(), stage.to_owned())].into();
             store.add_version(ModelRecord { tags, ..record(name) }).await.unwrap();
@@ -324,14 +326,17 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_device_needs_is_not_deleted() {
-        let (_directory, store) = store().await;
+        let (_directory, store) = empty().await;
         for _ in 0..3 {
             store.add_version(record("load")).await.unwrap();
         }
         let device: cloud_sync::name::DeviceId = "d1".parse().unwrap();
         let devices = std::slice::from_ref(&device);
         store.deploy(devices, &id("load:3"), &Default::default()).await.unwrap();
-        store.note(&[Note::Reported(device.clone(), Box::new(report("load", 3, Some(2), Some(1))))], 5).await;
+        store
+            .note(&[Note::Reported(device.clone(), Box::new(report("load", 3, Some(2), Some(1))))], 5)
+            .await
+            .unwrap();
         for (version, why) in [("load:3", "desired"), ("load:2", "active"), ("load:1", "previous")] {
             match store.delete_version(&id(version)).await {
                 Err(RegistryError::InUse { holders, .. }) => {
@@ -341,13 +346,13 @@ mod tests {
             }
         }
         store.undeploy(devices, &"load".parse().unwrap()).await.unwrap();
-        store.note(&[Note::Reported(device, Box::new(report("load", 3, None, None)))], 6).await;
+        store.note(&[Note::Reported(device, Box::new(report("load", 3, None, None)))], 6).await.unwrap();
         store.delete_version(&id("load:3")).await.unwrap();
     }
 
     #[tokio::test]
     async fn a_deploy_and_a_delete_never_both_succeed() {
-        let (_directory, store) = store().await;
+        let (_directory, store) = empty().await;
         let device: cloud_sync::name::DeviceId = "d1".parse().unwrap();
         for round in 1..=20 {
             store.add_version(record("load")).await.unwrap();

@@ -2,6 +2,7 @@
 //!
 //! An attempt to store a batch names its objects here before it writes them. It counts only if all of them are still
 //! pending and the stream is where the attempt found it; otherwise nothing of it counts and its objects are deleted.
+//! They stay on the list until nobody can be writing them any more, though the attempt be another replica's.
 
 use cloud_sync::name::DeviceId;
 use sqlx::any::AnyRow;
@@ -62,14 +63,15 @@ impl Store {
         stream: &str,
         attempt: &str,
         files: &[RowFile],
+        now_ms: u64,
     ) -> Result<(), StoreError> {
         const DOING: &str = "beginning to store rows";
-        let mut transaction = self.begin(DOING).await?;
+        let mut transaction = self.begin_rows(DOING).await?;
         for file in files {
             query(
                 "INSERT INTO row_files \
-                 (path, state, device, stream, attempt, model, version, day, first_ms, last_ms, stored) \
-                 VALUES ($1, 'pending', $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                 (path, state, device, stream, attempt, model, version, day, first_ms, last_ms, stored, begun_ms) \
+                 VALUES ($1, 'pending', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
             )
             .bind(file.path.clone())
             .bind(file.device.clone())
@@ -81,6 +83,7 @@ impl Store {
             .bind(signed(file.first_ms, DOING)?)
             .bind(signed(file.last_ms, DOING)?)
             .bind(signed(file.rows, DOING)?)
+            .bind(signed(now_ms, DOING)?)
             .execute(&mut *transaction)
             .await
             .map_err(sql(DOING))?;
@@ -99,7 +102,7 @@ impl Store {
         (files, stored, refused): (usize, u64, u64),
     ) -> Result<bool, StoreError> {
         const DOING: &str = "storing rows";
-        let mut transaction = self.begin(DOING).await?;
+        let mut transaction = self.begin_rows(DOING).await?;
         query(
             "INSERT INTO streams (device, stream, durable_through, stored, refused) VALUES ($1, $2, 0, 0, 0) \
              ON CONFLICT DO NOTHING",
@@ -123,7 +126,13 @@ impl Store {
         .await
         .map_err(sql(DOING))?;
         let counted =
-            query("UPDATE row_files SET state = 'durable' WHERE attempt = $1 AND state = 'pending'")
+            // What is not durable has an index of its own; SQLite wants to be told that this is among it.
+            query(
+                "UPDATE row_files SET state = 'durable' WHERE device = $1 AND stream = $2 AND attempt = $3 \
+                 AND state = 'pending' AND state <> 'durable'",
+            )
+                .bind(device.to_string())
+                .bind(stream.to_owned())
                 .bind(attempt.to_owned())
                 .execute(&mut *transaction)
                 .await
@@ -136,19 +145,28 @@ impl Store {
         Ok(true)
     }
 
-    /// Gives up every attempt of a stream that did not come to its end, or of all streams; returns the objects to delete.
-    /// Each stays on the list until [`Store::forget_files`], so that a crash before the deletion loses none.
-    pub async fn doom_pending(&self, stream: Option<(&DeviceId, &str)>) -> Result<Vec<String>, StoreError> {
+    /// Gives up every attempt of a stream that did not come to its end; returns the objects to delete.
+    pub async fn doom_stream(&self, device: &DeviceId, stream: &str) -> Result<Vec<String>, StoreError> {
         const DOING: &str = "giving up unfinished rows";
-        let (device, stream) = stream.map_or((String::new(), String::new()), |(device, stream)| {
-            (device.to_string(), stream.to_owned())
-        });
         let rows = query(
-            "UPDATE row_files SET state = 'doomed' WHERE state <> 'durable' \
-             AND ($1 = '' OR (device = $1 AND stream = $2)) RETURNING path",
+            "UPDATE row_files SET state = 'doomed' WHERE state <> 'durable' AND device = $1 AND stream = $2 \
+             RETURNING path",
         )
-        .bind(device)
-        .bind(stream)
+        .bind(device.to_string())
+        .bind(stream.to_owned())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(sql(DOING))?;
+        rows.iter().map(|row| text(row, "path", DOING)).collect()
+    }
+
+    /// Gives up what attempts that began before `begun_ms` have left; returns the objects to delete, and then to forget.
+    pub async fn doom_before(&self, begun_ms: u64) -> Result<Vec<String>, StoreError> {
+        const DOING: &str = "giving up abandoned rows";
+        let rows = query(
+            "UPDATE row_files SET state = 'doomed' WHERE state <> 'durable' AND begun_ms < $1 RETURNING path",
+        )
+        .bind(signed(begun_ms, DOING)?)
         .fetch_all(&self.pool)
         .await
         .map_err(sql(DOING))?;
@@ -158,7 +176,7 @@ impl Store {
     /// Forgets doomed objects once they are deleted.
     pub async fn forget_files(&self, paths: &[String]) -> Result<(), StoreError> {
         const DOING: &str = "forgetting deleted objects";
-        let mut transaction = self.begin(DOING).await?;
+        let mut transaction = self.begin_rows(DOING).await?;
         for path in paths {
             query("DELETE FROM row_files WHERE path = $1 AND state = 'doomed'")
                 .bind(path.clone())

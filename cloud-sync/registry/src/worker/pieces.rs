@@ -98,7 +98,7 @@ mod tests {
     #[tokio::test]
     async fn an_object_comes_in_pieces_and_an_unknown_one_as_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        let objects = Objects::open(&format!("file://{}", directory.path().display())).unwrap();
+        let objects = Objects::open(&format!("file://{}", directory.path().display())).await.unwrap();
         let object: Vec<u8> = (0..MAX_PIECE_BYTES + 10).map(|i| i as u8).collect();
         let digest = Digest::of(&object);
         objects.put_named(Named::Manifest(digest), object.clone().into()).await.unwrap();

@@ -19,6 +19,7 @@ pub mod process;
 pub mod proxy;
 pub mod python;
 pub mod site;
+pub mod trace;
 
 use std::path::{Path, PathBuf};
 

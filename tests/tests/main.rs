@@ -12,6 +12,7 @@ mod clients;
 mod commands;
 mod corrupt;
 mod doctor;
+mod durable;
 mod edge_peer;
 mod edge_rules;
 mod engines;

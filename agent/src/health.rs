@@ -33,11 +33,12 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter of what these channels say, and of the machine whose data directory is `data`. Blocking, as
-    /// [`Board::here`].
+    /// A reporter of what these channels say, and of the machine: `board` at the start, and as it then becomes. `data` is
+    /// the data directory.
     pub fn new(
         boot_id: &str,
         data: PathBuf,
+        board: Board,
         status: watch::Receiver<Status>,
         ledger: watch::Receiver<Ledger>,
         pressure: watch::Receiver<Pressure>,
@@ -49,7 +50,7 @@ impl Reporter {
         };
         Self {
             agent: Arc::new(agent),
-            hardware: Arc::new(RwLock::new(Board::here(&data).hardware())),
+            hardware: Arc::new(RwLock::new(board.hardware())),
             data: data.into(),
             status,
             ledger,

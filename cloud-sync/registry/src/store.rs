@@ -1,7 +1,8 @@
 //! The registry's records, in SQL. The only place that names the SQL library.
 //!
 //! Invariants:
-//! - What a method has returned is durable: SQLite runs with a write-ahead log and syncs at every commit.
+//! - What a method has returned is durable: SQLite runs with a write-ahead log and syncs at every commit, and what a
+//!   killed process left is synced before it is read.
 //! - Every change is one transaction that holds the write lock from its first statement, so two of them never
 //!   interleave: a deploy and a delete of one version can't both succeed.
 //! - A version's number is taken from `models.last_version`, which is never lowered or deleted.
@@ -94,6 +95,9 @@ impl Store {
         let schema = include_str!("store/schema.sql").into_sql_str();
         let first = Migration::new(1, "registry".into(), MigrationType::Simple, schema, false);
         Migrator::with_migrations(vec![first]).run(&pool).await?;
+        // A process that was killed in a commit may have left it readable and not synced. Receipts will rest on it.
+        let checkpoint = pool.execute("PRAGMA wal_checkpoint(TRUNCATE)").await;
+        checkpoint.map_err(sql("syncing what is there"))?;
         Ok(Self { pool })
     }
 

@@ -4,7 +4,8 @@
 //! - Order: rows get sequence numbers from 1 in the order they are appended, and are read in that order. A
 //!   number is never used twice within a stream, whatever was deleted or damaged meanwhile. Numbers have no
 //!   gaps, save that a jump follows where the newest segment is found unreadable after a crash.
-//! - Durable: an appended row is on the disk when `append` returns; after a crash it is there, once.
+//! - Durable: an appended row is on the disk when `append` returns; after a crash it is there, once. So is a row that a
+//!   crash cut off on its way and that is found all the same, before it is counted.
 //! - Accounting: a row is in exactly one of held, uploaded, dropped (by reason) and lost, and [`Ledger`] adds up.
 //! - Only a receipt deletes a row as uploaded, and only one that this process gave out; the ledger knows, durably,
 //!   before the row is deleted.

@@ -31,6 +31,7 @@ pub mod seaweedfs;
 pub mod site;
 pub mod soak;
 pub mod toxic;
+pub mod trace;
 
 use std::path::{Path, PathBuf};
 

@@ -244,7 +244,11 @@ impl Cloud {
         }
         arguments.extend(more.iter().map(ToString::to_string));
         std::fs::create_dir_all(data).map_err(|error| format!("making {}: {error}", data.display()))?;
-        let mut process = Process::start("edgewise", &arguments, environment, &data.join("serve.log"))?;
+        Self::ready(Process::start("edgewise", &arguments, environment, &data.join("serve.log"))?)
+    }
+
+    /// Waits until a process that was started otherwise is ready.
+    pub fn ready(mut process: Process) -> Result<Self, Failure> {
         let line = process.wait_for_line("ready")?;
         Ok(Self { http: field(&line, "http=")?, mqtt: field(&line, "mqtt=")?, process })
     }
@@ -331,9 +335,7 @@ impl Agent {
         let mut arguments = vec!["run", "--local", &bundle, "--data", &path, "--http", "127.0.0.1:0"];
         arguments.extend(more);
         std::fs::create_dir_all(data).map_err(|error| format!("making {path}: {error}"))?;
-        let mut process = Process::start("edgewise-agent", &arguments, &[], &data.join("agent.log"))?;
-        let line = process.wait_for_line("ready")?;
-        Ok(Self { http: field(&line, "http=")?, process })
+        Self::ready(Process::start("edgewise-agent", &arguments, &[], &data.join("agent.log"))?)
     }
 
     /// Starts `edgewise-agent run` as a module of IoT Edge, whose variables are in `environment`.
@@ -341,7 +343,11 @@ impl Agent {
         let path = data.display().to_string();
         let arguments = ["run", "--data", &path, "--http", "127.0.0.1:0"];
         std::fs::create_dir_all(data).map_err(|error| format!("making {path}: {error}"))?;
-        let mut process = Process::start("edgewise-agent", arguments, environment, &data.join("agent.log"))?;
+        Self::ready(Process::start("edgewise-agent", arguments, environment, &data.join("agent.log"))?)
+    }
+
+    /// Waits until a process that was started otherwise is ready.
+    pub fn ready(mut process: Process) -> Result<Self, Failure> {
         let line = process.wait_for_line("ready")?;
         Ok(Self { http: field(&line, "http=")?, process })
     }
@@ -361,9 +367,7 @@ impl Agent {
             vec!["run", "--device", device, "--cloud", mqtt, "--data", &path, "--http", &listen];
         arguments.extend(more);
         std::fs::create_dir_all(data).map_err(|error| format!("making {path}: {error}"))?;
-        let mut process = Process::start("edgewise-agent", &arguments, environment, &data.join("agent.log"))?;
-        let line = process.wait_for_line("ready")?;
-        Ok(Self { http: field(&line, "http=")?, process })
+        Self::ready(Process::start("edgewise-agent", &arguments, environment, &data.join("agent.log"))?)
     }
 }
 

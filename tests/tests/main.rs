@@ -15,6 +15,7 @@ mod commands;
 mod corrupt;
 mod crowd;
 mod doctor;
+mod durable;
 mod edge_peer;
 mod edge_rules;
 mod engines;

@@ -40,32 +40,35 @@ impl Spool {
                     continue;
                 }
                 Some((first, Some(end))) => (first, end),
-                Some((first, None)) => match Segment::load(&path, first) {
-                    Ok(segment) if segment.end() > first => (first, segment.end()),
-                    Ok(_) if self.record.next <= first => {
-                        // Made and, by all that is known, never written. If the ledger is older than that (a
-                        // power cut), there were rows, and their numbers must not come again.
-                        never_before = never_before.max(first + segment::MAX_ROWS);
-                        (first, first)
+                // What a killed process had written and not synced counts from now on, so it is synced first.
+                Some((first, None)) => {
+                    match Segment::load(&path, first).and_then(|segment| segment.sync().map(|()| segment)) {
+                        Ok(segment) if segment.end() > first => (first, segment.end()),
+                        Ok(_) if self.record.next <= first => {
+                            // Made and, by all that is known, never written. If the ledger is older than that (a
+                            // power cut), there were rows, and their numbers must not come again.
+                            never_before = never_before.max(first + segment::MAX_ROWS);
+                            (first, first)
+                        }
+                        Ok(_) => {
+                            never_before = never_before.max(first + segment::MAX_ROWS);
+                            unreadable.push((entry.name, "no row in it is left".to_owned()));
+                            continue;
+                        }
+                        Err(SegmentError::Damaged(why)) => {
+                            never_before = never_before.max(first + segment::MAX_ROWS);
+                            unreadable.push((entry.name, why));
+                            continue;
+                        }
+                        Err(SegmentError::Machine(_)) if self.record.next > first => {
+                            // sled can't open a database on a full disk, but the agent has to start there all the
+                            // same. The ledger is believed about where the segment ends.
+                            never_before = never_before.max(first + segment::MAX_ROWS);
+                            (first, self.record.next)
+                        }
+                        Err(error) => return Err(SpoolError::segment("opening", &path, error)),
                     }
-                    Ok(_) => {
-                        never_before = never_before.max(first + segment::MAX_ROWS);
-                        unreadable.push((entry.name, "no row in it is left".to_owned()));
-                        continue;
-                    }
-                    Err(SegmentError::Damaged(why)) => {
-                        never_before = never_before.max(first + segment::MAX_ROWS);
-                        unreadable.push((entry.name, why));
-                        continue;
-                    }
-                    Err(SegmentError::Machine(_)) if self.record.next > first => {
-                        // sled can't open a database on a full disk, but the agent has to start there all the
-                        // same. The ledger is believed about where the segment ends.
-                        never_before = never_before.max(first + segment::MAX_ROWS);
-                        (first, self.record.next)
-                    }
-                    Err(error) => return Err(SpoolError::segment("opening", &path, error)),
-                },
+                }
             };
             if end <= first || end <= self.record.head {
                 directory::remove(&path).map_err(disk("deleting", &path))?;

@@ -1,8 +1,8 @@
 //! The registry's records, in SQL. The only place that names the SQL library.
 //!
 //! Invariants:
-//! - What a method has returned is durable: SQLite runs with a write-ahead log and syncs at every commit, and so does
-//!   PostgreSQL, whatever its own setting is.
+//! - What a method has returned is durable: SQLite runs with a write-ahead log and syncs at every commit, and what a
+//!   killed process left is synced before it is read; PostgreSQL does so, whatever its own setting is.
 //! - Every change of models and devices is one transaction that holds the write lock of all replicas before it reads,
 //!   so two of them never interleave: a deploy and a delete of one version can't both succeed.
 //! - A version's number is taken from `models.last_version`, which is never lowered or deleted.
@@ -125,6 +125,7 @@ impl Store {
             Migration::new(version, name.into(), MigrationType::Simple, schema.into_sql_str(), false)
         };
         Migrator::with_migrations(MIGRATIONS.map(migration).into()).run(&pool).await?;
+        backend.sync(&pool).await.map_err(sql("syncing what is there"))?;
         Ok(Self { pool, backend, chunks: chunks::Local::default() })
     }
 

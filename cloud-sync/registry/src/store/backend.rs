@@ -46,6 +46,14 @@ impl Backend {
         }
     }
 
+    /// Has on the medium what a process that was killed in a commit left readable and not synced: receipts will rest on it.
+    pub(super) async fn sync(self, pool: &AnyPool) -> sqlx::Result<()> {
+        match self {
+            Self::Sqlite => pool.execute("PRAGMA wal_checkpoint(TRUNCATE)").await.map(|_| ()),
+            Self::Postgres => Ok(()), // The server does it when it starts.
+        }
+    }
+
     /// A transaction in which each statement sees what was committed before it. On SQLite it holds the write lock from
     /// its first statement: a deferred one could fail when it first writes.
     pub(super) async fn begin(self, pool: &AnyPool) -> sqlx::Result<Transaction<'static, Any>> {

@@ -7,9 +7,9 @@ use e2e::client::Client;
 use e2e::data::{self, MODEL, Window};
 use e2e::files;
 use e2e::process::{Agent, Failure, wait_until};
-use e2e::proxy::Proxy;
 use e2e::replicas::{DATABASE, Replicas};
 use e2e::site::{DEVICE, PATIENCE, adds_up, exported, start_agent};
+use e2e::toxic::Link;
 
 /// Bytes of the asset that makes a bundle heavy.
 const HEAVY: usize = 16 << 20;
@@ -60,7 +60,8 @@ fn rows_arrive_once_though_a_replica_is_killed_in_the_middle() -> Result<(), Fai
 #[test]
 fn a_pull_goes_on_when_a_replica_that_feeds_it_is_killed() -> Result<(), Failure> {
     let mut site = Replicas::start("replicas-pull", 2, true)?;
-    let link = Proxy::start(&site.broker.url, HELD)?;
+    let link = Link::start(&site.broker.url)?;
+    link.hold_at(HELD);
     let agent = start_agent(&site.directory, &link.url)?;
     site.clouds[0].register(&data::heavy(1, HEAVY, &site.directory.join("bundle"))?)?;
     site.clouds[1].text(&["deploy", &format!("{MODEL}:1"), "--device", DEVICE])?;

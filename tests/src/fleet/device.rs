@@ -191,6 +191,7 @@ impl Device {
             codec: *codec,
             rows: ByteBuf::from(rows.clone()),
             ledger: Ledger::default(),
+            clock: None,
         };
         self.send(&batch).await;
         self.deadline = Some(Instant::now() + RECEIPT);

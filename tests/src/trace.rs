@@ -42,11 +42,6 @@ pub struct Moment {
     ended: usize,
 }
 
-impl Moment {
-    /// Before all that a trace has.
-    pub const BEGINNING: Self = Self { begun: 0, ended: 0 };
-}
-
 impl Process {
     /// Starts a program of ours under strace, which writes to `trace`.
     pub fn start_traced<A: AsRef<OsStr>>(

@@ -65,10 +65,14 @@ impl Process {
 impl Trace {
     /// Reads what strace has written of a process that has ended.
     pub fn read(path: &Path, process: u32) -> Result<Self, Failure> {
-        let last = format!("{process} +++ ");
+        let process = process.to_string();
+        // Blanks make all ids equally long.
+        let is_end = |line: &str| {
+            line.strip_prefix(&process).is_some_and(|rest| rest.trim_start().starts_with("+++ "))
+        };
         wait_until(END, || {
             let text = files::read(path)?;
-            if text.lines().any(|line| line.starts_with(&last)) {
+            if text.lines().any(is_end) {
                 Ok(Self::parse(&text))
             } else {
                 Err(format!("{} has no end", path.display()))

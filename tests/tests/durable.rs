@@ -25,9 +25,9 @@ fn what_is_said_to_be_durable_was_synced_before() -> Result<(), Failure> {
     let Traces { agent, cloud } = traces(&directory)?;
 
     let root = directory.join("agent");
-    if let [_, after_kill, _] = agent.as_slice() {
-        hold(&[("a row that a killed agent left", found_rows, &["fdatasync"])], after_kill, &root)?;
-    }
+    let [_, after_kill, _] = &agent;
+    let check: (&str, Check, &[&str]) = ("a row that a killed agent left", found_rows, &["fdatasync"]);
+    hold(&[check], after_kill, &root)?;
     let agent = agent.into_iter().reduce(Trace::followed_by).ok_or("no trace of the agent")?;
     let checks: [(&str, Check, &[&str]); 4] = [
         ("a counted row", counted_rows, &["fdatasync"]),
@@ -37,10 +37,10 @@ fn what_is_said_to_be_durable_was_synced_before() -> Result<(), Failure> {
     ];
     hold(&checks, &agent, &root)?;
     let root = directory.join("cloud");
-    if let [_, after_kill] = cloud.as_slice() {
-        let check: Check = found_transactions;
-        hold(&[("what a killed cloud left", check, &["fsync", "fdatasync"])], after_kill, &root)?;
-    }
+    let [_, after_kill] = &cloud;
+    let check: (&str, Check, &[&str]) =
+        ("what a killed cloud left", found_transactions, &["fsync", "fdatasync"]);
+    hold(&[check], after_kill, &root)?;
     let cloud = cloud.into_iter().reduce(Trace::followed_by).ok_or("no trace of the cloud")?;
     let checks: [(&str, Check, &[&str]); 2] = [
         ("rows with a receipt", sent_receipts, &["fsync", "fdatasync"]),
@@ -65,8 +65,8 @@ fn hold(checks: &[(&str, Check, &[&str])], trace: &Trace, root: &Path) -> Result
 
 /// What a site's programs asked of the system, a trace for each of their lives.
 struct Traces {
-    agent: Vec<Trace>,
-    cloud: Vec<Trace>,
+    agent: [Trace; 3],
+    cloud: [Trace; 2],
 }
 
 /// A site's journey: a model is registered and deployed, rows are captured while the cloud stands still, by an agent
@@ -102,8 +102,8 @@ fn traces(directory: &Path) -> Result<Traces, Failure> {
 
     let read = |name: &str, process: u32| Trace::read(&trace(name), process);
     Ok(Traces {
-        agent: vec![read("agent-1", first)?, read("agent-2", second)?, read("agent-3", agent.process.id())?],
-        cloud: vec![read("cloud-1", registry)?, read("cloud-2", cloud.process.id())?],
+        agent: [read("agent-1", first)?, read("agent-2", second)?, read("agent-3", agent.process.id())?],
+        cloud: [read("cloud-1", registry)?, read("cloud-2", cloud.process.id())?],
     })
 }
 

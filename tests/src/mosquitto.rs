@@ -65,7 +65,10 @@ pub fn free_port() -> Result<u16, Failure> {
 
 fn run(directory: &Path, port: u16) -> Result<Process, Failure> {
     let file = directory.join("mosquitto.conf");
-    let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n");
+    // A registry hears each device's state when it connects, at once: by itself the broker holds 1000 messages for it.
+    let config = format!(
+        "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_queued_messages 100000\n"
+    );
     std::fs::write(&file, config).map_err(|error| format!("writing {}: {error}", file.display()))?;
     // Where Debian puts it is not on every user's path.
     let debian = Path::new("/usr/sbin/mosquitto");

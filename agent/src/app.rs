@@ -9,7 +9,7 @@
 mod dialer;
 mod dispatcher;
 mod drain;
-mod local;
+pub(crate) mod local;
 mod managed;
 mod module;
 mod supervisor;
@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use cloud_sync::session::TlsError;
 use tokio::sync::watch;
 
+use crate::board::Board;
 use crate::capture::Capture;
 use crate::config::Config;
 use crate::deploy::state::StateError;
@@ -109,16 +110,21 @@ pub struct App {
     readiness: watch::Sender<Readiness>,
 }
 
-/// Runs the agent until it is told to stop. Blocking: makes the runtime of its own.
+/// Runs the agent on `board` until it is told to stop. Blocking: makes the runtime of its own.
 /// `identity` makes it a module of IoT Edge.
-pub fn run(config: Config, identity: Option<Identity>, log_level: LogLevel) -> Result<(), Error> {
+pub fn run(
+    config: Config,
+    board: Board,
+    identity: Option<Identity>,
+    log_level: LogLevel,
+) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The network needs little; scoring and the disk have threads of their own.
         .worker_threads(2)
         .enable_all()
         .build()?;
     let outcome = runtime.block_on(async {
-        let app = App::build(config, identity, log_level).await?;
+        let app = App::build(config, board, identity, log_level).await?;
         app.run().await
     });
     // What is late has been named, and is not waited for once more.
@@ -130,6 +136,7 @@ impl App {
     /// Opens and binds everything.
     pub async fn build(
         config: Config,
+        board: Board,
         identity: Option<Identity>,
         log_level: LogLevel,
     ) -> Result<Self, Error> {
@@ -139,7 +146,8 @@ impl App {
         }
         let mut metrics = Metrics::default();
         let (service, managed) = if config.cloud.broker.is_some() || identity.is_some() {
-            let (service, managed) = Managed::build(&config, identity, scorer, log_level, &mut metrics)?;
+            let (service, managed) =
+                Managed::build(&config, board, identity, scorer, log_level, &mut metrics)?;
             (service, Some(managed))
         } else {
             (Service { scorer, capture: Capture::nowhere(), timeout: config.engine.timeout }, None)

@@ -6,6 +6,7 @@
 //! - No value is made up: what the system does not tell is `None`.
 //! - [`Board::here`] waits a bounded time for devices, and for one description at a time; defaults depend on none.
 
+mod agent;
 mod cgroup;
 mod clock;
 mod disk;
@@ -24,12 +25,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use agent::agent;
 pub use clock::Clock;
 pub use disk::{Disk, Medium};
 pub use files::Root;
 pub use heat::{Sensor, hottest, sensors};
 pub use memory::{Memory, stalled};
 pub use processor::Cores;
+pub use report::engines;
 pub use throttling::{Cause, Throttling};
 
 /// How long the system may take to describe itself: a sensor behind a slow bus takes tenths of a second.
@@ -59,8 +62,8 @@ pub struct Board {
     pub disk: Option<Disk>,
     /// The disk that holds the system.
     pub system_disk: Option<Disk>,
-    /// What holds the swap space.
-    pub swap_medium: Option<Medium>,
+    /// What holds the swap space, as far as that is known; each once.
+    pub swap_media: Vec<Medium>,
     /// Temperatures.
     pub sensors: Vec<Sensor>,
     /// Whether the processor is slowed down.
@@ -69,23 +72,27 @@ pub struct Board {
     pub clock: Clock,
     /// Graphics processors.
     pub gpus: Vec<String>,
+    /// Its devices did not answer in time: nothing is known of sensors, throttling and graphics processors.
+    pub mute: bool,
 }
 
 impl Board {
     /// The machine below `root`, whose data directory is `data`. Blocking: reads some fifty small files.
     pub fn read(root: &Root, data: &Path) -> Self {
-        let memory = Memory::read(root);
-        let swap_medium = memory.swap_on.first().and_then(|held_by| {
+        let outline = Self::outline(root, data);
+        let mut swap_media: Vec<Medium> = Vec::new();
+        for held_by in &outline.memory.swap_on {
             let device = disk::medium_of_device(root, held_by);
-            device.or_else(|| Disk::read(root, Path::new(held_by))?.medium)
-        });
+            let medium = device.or_else(|| Disk::read(root, Path::new(held_by))?.medium);
+            swap_media.extend(medium.filter(|medium| !swap_media.contains(medium)));
+        }
         Self {
             system_disk: Disk::read(root, Path::new("/")),
-            swap_medium,
+            swap_media,
             sensors: sensors(root),
             throttling: Throttling::read(root),
             gpus: graphics::gpus(root),
-            ..Self::outline(root, data)
+            ..outline
         }
     }
 
@@ -109,11 +116,23 @@ impl Board {
 
     /// This machine; without its devices where they don't answer in time.
     pub fn here(data: &Path) -> Self {
-        let data = absolute(data);
+        Self::describe(Root::new("/"), &absolute(data))
+    }
+
+    /// This machine as the agent sees it whose data directory is `data`, where one runs: under a service's limits, not
+    /// those of the shell that asks.
+    pub fn of_agent(data: &Path) -> Self {
+        let (root, data) = (Root::new("/"), absolute(data));
+        let agent = agent(&root, &data);
+        Self::describe(agent.map_or(root.clone(), |id| root.seen_by(id)), &data)
+    }
+
+    fn describe(root: Root, data: &Path) -> Self {
+        let data = data.to_owned();
         let (sender, answer) = mpsc::channel();
-        let whole = data.clone();
+        let whole = (root.clone(), data.clone());
         let read = move || {
-            let board = Self::read(&Root::new("/"), &whole);
+            let board = Self::read(&whole.0, &whole.1);
             UNDER_WAY.store(false, Ordering::Release);
             drop(sender.send(board));
         };
@@ -128,7 +147,7 @@ impl Board {
             }
             tracing::warn!(after = ?PATIENCE, "this machine's devices do not describe themselves");
         }
-        Self::outline(&Root::new("/"), &data)
+        Self { mute: true, ..Self::outline(&root, &data) }
     }
 
     /// The sensor that is nearest to its limit.

@@ -16,7 +16,7 @@ use clap_complete::Shell;
 use engine::{LoadOptions, Provider};
 
 use crate::board::Board;
-use crate::config::{self, Flag, STANDARD_FILE, Sources};
+use crate::config::{self, Flag, Loaded, STANDARD_FILE, Sources};
 use crate::error::{EXIT_CODES, Error};
 use crate::module::identity::{self, Identity};
 
@@ -131,13 +131,14 @@ pub fn main() -> ExitCode {
 
 fn run(configuration: &Configuration) -> Result<(), Error> {
     let sources = configuration.sources();
-    let config = config::load(&sources).config?;
+    let Loaded { config, board, .. } = config::load(&sources);
+    let config = config?;
     let identity = Identity::from_environment(&sources.environment, config.module)?;
     if identity.is_none() {
         config.has_something_to_serve()?;
     }
     let log_level = crate::log::start(&config.log)?;
-    Ok(crate::app::run(config, identity, log_level)?)
+    Ok(crate::app::run(config, board, identity, log_level)?)
 }
 
 fn completions(shell: Shell) -> Result<(), Error> {

@@ -257,7 +257,11 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         text => Ok(PathBuf::from(text)),
     });
     let local = reader.optional("local", |text| {
-        Ok(text.split(',').map(|path| PathBuf::from(path.trim())).collect::<Vec<_>>())
+        let paths: Vec<PathBuf> = text.split(',').map(|path| PathBuf::from(path.trim())).collect();
+        match paths.iter().any(|path| path.as_os_str().is_empty()) {
+            true => Err(format!("{text:?} names nothing before or after a comma: take that comma out")),
+            false => Ok(paths),
+        }
     });
     let cloud = read_cloud(reader);
     let http = read_http(reader);

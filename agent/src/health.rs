@@ -8,7 +8,8 @@ use cloud_sync::contract::{AgentInfo, Hardware, Ledger, Presence, Reported};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::board::Board;
+use crate::board::{Board, engines};
+use crate::certificate;
 use crate::deploy::driver::Status;
 use crate::link::Link;
 use crate::pressure::Pressure;
@@ -27,17 +28,20 @@ pub struct Reporter {
     agent: Arc<AgentInfo>,
     hardware: Arc<RwLock<Hardware>>,
     data: Arc<Path>,
+    certificate: Option<Arc<Path>>,
     status: watch::Receiver<Status>,
     ledger: watch::Receiver<Ledger>,
     pressure: watch::Receiver<Pressure>,
 }
 
 impl Reporter {
-    /// A reporter of what these channels say, and of the machine whose data directory is `data`. Blocking, as
-    /// [`Board::here`].
+    /// A reporter of what these channels say, and of the machine: `board` at the start, and as it then becomes. `data` is
+    /// the data directory, `certificate` the file with the device's own chain.
     pub fn new(
         boot_id: &str,
         data: PathBuf,
+        certificate: Option<PathBuf>,
+        board: Board,
         status: watch::Receiver<Status>,
         ledger: watch::Receiver<Ledger>,
         pressure: watch::Receiver<Pressure>,
@@ -47,10 +51,12 @@ impl Reporter {
             boot_id: boot_id.to_owned(),
             state: "running".to_owned(),
         };
+        let certificate: Option<Arc<Path>> = certificate.map(Into::into);
         Self {
             agent: Arc::new(agent),
-            hardware: Arc::new(RwLock::new(Board::here(&data).hardware())),
+            hardware: Arc::new(RwLock::new(hardware(&board, certificate.as_deref()))),
             data: data.into(),
+            certificate,
             status,
             ledger,
             pressure,
@@ -66,6 +72,7 @@ impl Reporter {
             agent: (*self.agent).clone(),
             hardware: Hardware {
                 pressure: Some(self.pressure.borrow().on_the_wire()),
+                engines: engines(engine::known()),
                 ..self.hardware.read().unwrap_or_else(PoisonError::into_inner).clone()
             },
             ledger: self.ledger.borrow().clone(),
@@ -119,8 +126,9 @@ impl Reporter {
     }
 
     async fn measure(&self) {
-        let data = self.data.clone();
-        match tokio::task::spawn_blocking(move || Board::here(&data).hardware()).await {
+        let (data, certificate) = (self.data.clone(), self.certificate.clone());
+        let look = move || hardware(&Board::here(&data), certificate.as_deref());
+        match tokio::task::spawn_blocking(look).await {
             Ok(hardware) => *self.hardware.write().unwrap_or_else(PoisonError::into_inner) = hardware,
             Err(error) => tracing::error!(%error, "describing this machine"),
         }
@@ -132,6 +140,13 @@ impl Reporter {
             tracing::debug!(%error, "the state was not reported");
         }
     }
+}
+
+/// What the cloud is told of `board`, and when the chain in `certificate` ends. Blocking.
+fn hardware(board: &Board, certificate: Option<&Path>) -> Hardware {
+    let until = certificate.and_then(certificate::chain_until);
+    let certificate_until = until.and_then(|until| until.as_second().try_into().ok());
+    Hardware { certificate_until, ..board.hardware() }
 }
 
 /// Whether this device is there.

@@ -23,6 +23,7 @@ pub mod app;
 pub mod board;
 pub mod body;
 pub mod capture;
+pub mod certificate;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -17,7 +17,7 @@ use cloud_sync::contract;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::board::Root;
+use crate::board::{Board, Root};
 use crate::capture::Capture;
 use crate::exposition::Kind;
 use crate::metrics::Source;
@@ -110,6 +110,11 @@ impl Gauge {
         let why = why.into_iter().flatten().collect::<Vec<_>>().join("; ");
         Pressure { heat: heat_level, memory: memory_level, why }
     }
+}
+
+/// The pressure of heat on a board as it was described, and why: one look, which knows of none before.
+pub fn of_heat(board: &Board) -> (Level, String) {
+    heat::judge(&board.sensors, &board.throttling, false, Level::Calm)
 }
 
 /// Looks until `stop`, and tells `capture` and whoever watches.

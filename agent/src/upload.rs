@@ -124,6 +124,7 @@ impl Uploader {
             Ok(()) = self.connects.changed() => *flight = Flight::new(),
             Ok(()) = self.flush.changed() => {}
             Ok(()) = self.appended.changed() => {
+                self.publish_ledger().await?;
                 // Rows that come within the interval share a batch.
                 tokio::select! {
                     () = tokio::time::sleep(self.interval) => {}

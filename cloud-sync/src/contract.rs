@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use serde_json::Value;
 
-pub use hardware::{Hardware, Pressure};
+pub use hardware::{EngineInfo, Hardware, Pressure};
 
 use crate::digest::Digest;
 use crate::limits;

@@ -25,6 +25,10 @@ fn the_doctor_describes_a_device_and_leaves_it_alone() -> Result<(), Failure> {
     let shown = site.cloud.json(&["device", "show", DEVICE])?;
     let hardware = &shown["hardware"];
     assert_eq!(hardware["memory_bytes"], page["board"]["memory"]["total"], "{hardware}");
+    assert_eq!(
+        (&hardware["engines"][0]["name"], &hardware["swap_bytes"]),
+        (&"tract".into(), &page["board"]["memory"]["swap"])
+    );
     assert!(hardware["pressure"]["level"].is_string() && hardware["disk_bytes"].is_u64(), "{hardware}");
     Ok(())
 }

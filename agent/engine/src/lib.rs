@@ -27,7 +27,7 @@ pub mod tensor;
 mod tract;
 
 pub use load::{
-    Availability, Engine, LoadError, LoadOptions, Loaded, Provider, UnknownProvider, available, load,
+    Availability, Engine, LoadError, LoadOptions, Loaded, Provider, UnknownProvider, available, known, load,
 };
 pub use model::{InputError, Model, ScoreError};
 pub use onnxruntime::try_libraries_apart;

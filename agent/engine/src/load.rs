@@ -269,6 +269,20 @@ pub fn available(options: &LoadOptions) -> Vec<Availability> {
     named.map(availability).collect()
 }
 
+/// What this process knows of its engines by now: tract and, once a model has asked for it, ONNX Runtime. Loads nothing
+/// and waits for nothing, so that a device which runs none does not pay for one.
+pub fn known() -> Vec<Availability> {
+    let why = match onnxruntime::outcome() {
+        // Its providers are asked of the library that is there.
+        Some(Ok(())) => return available(&LoadOptions::default()),
+        Some(Err(why)) => Some(why),
+        None => None,
+    };
+    let tract = Availability { provider: Provider::Tract, version: tract::version(), library: None };
+    let cpu = why.map(|why| Availability { provider: Provider::Cpu, version: Err(why), library: None });
+    std::iter::once(tract).chain(cpu).collect()
+}
+
 /// Takes the file, so that what was read of it is gone before memory is measured.
 fn load_file(file: OnnxFile<'_>, options: &LoadOptions) -> Result<Loaded, LoadError> {
     match options.provider {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use cloud_sync::name::ModelName;
+
 use super::Error;
 use crate::config::Config;
 use crate::deploy::prove::prove;
@@ -10,10 +12,7 @@ use crate::vault::Verified;
 
 /// Proves a bundle that lies on this machine and lets it serve, under the name of its file or directory.
 pub(super) fn serve(path: &Path, config: &Config, scorer: &Scorer) -> Result<(), Error> {
-    let bundle = Verified::local(path)?;
-    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let name =
-        local_name(&full).parse().map_err(|source| Error::LocalName { bundle: path.to_owned(), source })?;
+    let (bundle, name) = open(path)?;
     let settings = config.settings();
     let onnxruntime = config.engine.onnxruntime.clone();
     let proven = prove(&bundle, &name, 1, &settings, onnxruntime)
@@ -22,6 +21,15 @@ pub(super) fn serve(path: &Path, config: &Config, scorer: &Scorer) -> Result<(),
     tracing::info!(model = %name, engine = %facts.engine, provider = %facts.provider, why = facts.why, "serving a local bundle");
     scorer.swap(proven)?;
     Ok(())
+}
+
+/// The bundle, whole and unaltered, and the name of its model. Blocking: reads all of it.
+pub(crate) fn open(path: &Path) -> Result<(Verified, ModelName), Error> {
+    let bundle = Verified::local(path)?;
+    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = local_name(&full).parse();
+    let name = name.map_err(|source| Error::LocalName { bundle: path.to_owned(), source })?;
+    Ok((bundle, name))
 }
 
 /// `load/2` and `load.onnx` are both `load`: a directory that is named by a number is a version of its parent.

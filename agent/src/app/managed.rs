@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use cloud_sync::contract::{Collect, Ledger, Receipt};
+use cloud_sync::contract::{Collect, Receipt};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +13,7 @@ use super::dispatcher::{Dispatcher, Dropped};
 use super::drain::Running;
 use super::module::Module;
 use super::tasks::run_thread;
-use crate::board::Root;
+use crate::board::{Board, Root};
 use crate::capture::{self, Capture};
 use crate::commands::once::Once;
 use crate::commands::{self, Commands};
@@ -31,7 +31,7 @@ use crate::pressure::{self, Gauge, Pressure};
 use crate::scorer::Scorer;
 use crate::service::Service;
 use crate::spool::{Spool, SpoolOptions};
-use crate::upload::{RECEIPTS, Uploader};
+use crate::upload::{self, RECEIPTS, Uploader};
 use crate::vault::Vault;
 
 /// All of it, open and not started.
@@ -64,6 +64,7 @@ impl Managed {
     /// Opens it.
     pub(super) fn build(
         config: &Config,
+        board: Board,
         identity: Option<Identity>,
         scorer: Scorer,
         log_level: LogLevel,
@@ -84,6 +85,7 @@ impl Managed {
 
         let spool =
             Spool::open(&config.data.join("spool"), SpoolOptions { max_bytes: config.spool_max_bytes })?;
+        let (ledger, ledger_in) = watch::channel(upload::on_the_wire(spool.ledger()));
         let spool = Arc::new(Mutex::new(spool));
         let (capture, writer, appended) = capture::open(spool.clone(), boot_id.clone(), config.capture);
         let service = Service { scorer: scorer.clone(), capture, timeout: config.engine.timeout };
@@ -103,11 +105,17 @@ impl Managed {
         let (connects, connects_in) = watch::channel(0);
         let (flush, flush_in) = watch::channel(0);
         let (collect, collect_in) = watch::channel(config.collect);
-        let (ledger, ledger_in) = watch::channel(Ledger::default());
         let (pressure, pressure_in) = watch::channel(Pressure::default());
         metrics.add(pressure::source(pressure_in.clone()));
-        let reporter =
-            Reporter::new(&boot_id, config.data.clone(), status.clone(), ledger_in.clone(), pressure_in);
+        let reporter = Reporter::new(
+            &boot_id,
+            config.data.clone(),
+            config.cloud.tls.certificate.clone(),
+            board,
+            status.clone(),
+            ledger_in.clone(),
+            pressure_in,
+        );
         let module = match identity {
             Some(identity) => Some(Module::open(identity, config, &boot_id, log_level.clone(), wanted)?),
             None => None,

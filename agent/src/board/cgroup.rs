@@ -1,4 +1,4 @@
-//! The control groups that hold this process, of version 1 and 2: how much memory and time they leave it.
+//! The control groups that hold the process, of version 1 and 2: how much memory and time they leave it.
 //!
 //! A group can't have more than the groups around it, so all of them are asked and the narrowest counts. A container
 //! sees its own group as the root, and paths beside it that lead nowhere: those are passed over.
@@ -56,6 +56,16 @@ pub(super) fn cores(root: &Root) -> Option<f64> {
     found.into_iter().filter(|cores| *cores > 0.0).min_by(f64::total_cmp)
 }
 
+/// Whether the kernel can hold a group to a limit of memory; `None` where it does not say.
+pub(super) fn has_memory(root: &Root) -> Option<bool> {
+    let unified = root.text("/sys/fs/cgroup/cgroup.controllers");
+    let in_unified = unified.map(|all| all.split_whitespace().any(|name| name == "memory"));
+    // `memory 0 84 1`: the last says whether it is switched on, whichever version it is mounted as.
+    let all = root.text("/proc/cgroups");
+    let in_all = all.and_then(|all| Some(field(&all.replace('\t', " "), "memory")?.ends_with(" 1")));
+    if in_unified == Some(true) { Some(true) } else { in_all.or(in_unified) }
+}
+
 /// The file that tells how long this process's innermost group of version 2 waited for memory.
 pub(super) fn memory_pressure(root: &Root) -> Option<String> {
     let files = unified_groups(root).into_iter().map(|group| format!("{group}/memory.pressure"));
@@ -82,7 +92,7 @@ fn groups(root: &Root, controller: &str) -> Vec<String> {
 
 /// The path of this process's group of a controller; "" is version 2.
 fn own(root: &Root, controller: &str) -> Option<String> {
-    root.text("/proc/self/cgroup")?.lines().find_map(|line| {
+    root.of_process("cgroup")?.lines().find_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
         controllers.split(',').any(|name| name == controller).then(|| path.to_owned())
     })

@@ -63,10 +63,7 @@ impl Medium {
 impl Disk {
     /// The disk that holds `directory`, or will once it is made; an absolute path.
     pub(super) fn read(root: &Root, directory: &Path) -> Option<Self> {
-        let mounts = root.text("/proc/self/mountinfo")?;
-        // Of two at the same place the later one is seen.
-        let holds = mounts.lines().filter_map(Mount::parse).filter(|mount| directory.starts_with(&mount.at));
-        let mount = holds.max_by_key(|mount| mount.at.as_os_str().len())?;
+        let mount = Mount::of(root, directory)?;
         let (size, free) = room(&root.path(directory)).unzip();
         Some(Self {
             medium: medium(root, &mount),
@@ -88,15 +85,26 @@ impl Disk {
 }
 
 /// A line of mountinfo, as proc(5) says.
-struct Mount {
-    device: String,
+pub(super) struct Mount {
+    /// `MAJOR:MINOR`.
+    pub(super) device: String,
     at: PathBuf,
     read_only: bool,
     file_system: String,
     source: String,
+    /// What lies above an overlay's other layers, and takes all that is written.
+    upper: Option<PathBuf>,
 }
 
 impl Mount {
+    /// The one that holds `path`.
+    pub(super) fn of(root: &Root, path: &Path) -> Option<Self> {
+        let mounts = root.text("/proc/self/mountinfo")?;
+        let holds = mounts.lines().filter_map(Self::parse).filter(|mount| path.starts_with(&mount.at));
+        // Of two at the same place the later one is seen.
+        holds.max_by_key(|mount| mount.at.as_os_str().len())
+    }
+
     fn parse(line: &str) -> Option<Self> {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut mount = mount.split(' ').skip(2);
@@ -104,6 +112,7 @@ impl Mount {
         let own = mount.next()?;
         let mut file_system = file_system.split(' ');
         let (kind, source, all) = (file_system.next()?, file_system.next()?, file_system.next()?);
+        let upper = all.split(',').find_map(|option| option.strip_prefix("upperdir="));
         let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
         Some(Self {
             device,
@@ -112,6 +121,7 @@ impl Mount {
             read_only: is_read_only(own) || is_read_only(all),
             file_system: kind.to_owned(),
             source: source.to_owned(),
+            upper: upper.map(PathBuf::from),
         })
     }
 }
@@ -120,6 +130,11 @@ fn medium(root: &Root, mount: &Mount) -> Option<Medium> {
     match mount.file_system.as_str() {
         "tmpfs" | "ramfs" => return Some(Medium::Memory),
         "nfs" | "nfs4" | "cifs" | "smb3" | "9p" => return Some(Medium::Network),
+        // A container's upper layer lies on the host, where it can't be seen: its path leads back to the overlay.
+        "overlay" => {
+            let upper = Mount::of(root, mount.upper.as_ref()?)?;
+            return if upper.file_system == "overlay" { None } else { medium(root, &upper) };
+        }
         _ => {}
     }
     block_device(root, &format!("/sys/dev/block/{}", mount.device))
@@ -134,6 +149,14 @@ pub(super) fn medium_of_device(root: &Root, device: &str) -> Option<Medium> {
 }
 
 fn block_device(root: &Root, found: &str) -> Option<Medium> {
+    let name = root.link(found).unwrap_or_default();
+    if name.starts_with("zram") {
+        return Some(Medium::Memory);
+    }
+    // A loop device's file may lie on anything.
+    if name.starts_with("loop") {
+        return None;
+    }
     // A partition lies in its disk's directory.
     let disk = [found.to_owned(), format!("{found}/..")];
     let disk = disk.into_iter().find(|disk| root.has(&format!("{disk}/queue")))?;

@@ -15,20 +15,36 @@ const MAX_BYTES: u64 = 256 * 1024;
 /// Most entries of a directory: a machine has fewer sensors, cores and disks.
 const MAX_ENTRIES: usize = 512;
 
-/// The root of a system: `/`, or a directory that is laid out like it.
+/// The root of a system: `/`, or a directory that is laid out like it; seen by this process, or by another one.
 #[derive(Debug, Clone)]
-pub struct Root(PathBuf);
+pub struct Root {
+    directory: PathBuf,
+    /// Its directory in `/proc`.
+    process: String,
+}
 
 impl Root {
     /// The system below `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self(root.into())
+        Self { directory: root.into(), process: "self".to_owned() }
+    }
+
+    /// As the process `id` sees it: with its control groups and its cores.
+    pub fn seen_by(self, id: u32) -> Self {
+        // The processes of other users may be hidden.
+        let process = if self.has(&format!("/proc/{id}/cgroup")) { id.to_string() } else { self.process };
+        Self { process, ..self }
+    }
+
+    /// The text of a file in the process's own directory of `/proc`.
+    pub(super) fn of_process(&self, file: &str) -> Option<String> {
+        self.text(format!("/proc/{}/{file}", self.process))
     }
 
     /// Where `path` of that system really is.
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
-        self.0.join(path.strip_prefix("/").unwrap_or(path))
+        self.directory.join(path.strip_prefix("/").unwrap_or(path))
     }
 
     /// The text of a file, without blanks around it and without the NUL that ends those of a device tree.

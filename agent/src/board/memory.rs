@@ -20,6 +20,10 @@ pub struct Memory {
     pub swap_used: Option<u64>,
     /// The files and devices that hold it.
     pub swap_on: Vec<String>,
+    /// Whether the kernel can hold a control group to a limit; `None` where it does not say.
+    pub limitable: Option<bool>,
+    /// Whether the kernel counts how long is waited for memory.
+    pub waits_counted: bool,
 }
 
 impl Memory {
@@ -44,6 +48,8 @@ impl Memory {
             swap,
             swap_used: swap.zip(bytes("SwapFree")).map(|(swap, free)| swap.saturating_sub(free)),
             swap_on: swap_on.map(str::to_owned).collect(),
+            limitable: cgroup::has_memory(root),
+            waits_counted: root.text("/proc/pressure/memory").is_some(),
         }
     }
 

@@ -18,7 +18,7 @@ pub struct Cores {
 
 impl Cores {
     pub(super) fn read(root: &Root) -> Self {
-        let status = root.text("/proc/self/status").unwrap_or_default();
+        let status = root.of_process("status").unwrap_or_default();
         Self {
             online: root.text("/sys/devices/system/cpu/online").and_then(|list| count(&list)),
             allowed: field(&status, "Cpus_allowed_list").and_then(count),

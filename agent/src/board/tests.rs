@@ -83,7 +83,7 @@ fn a_raspberry_pi_is_read() {
     assert_eq!(board.cores, Cores { online: Some(4), allowed: Some(4), quota: None });
     assert_eq!((board.memory.total, board.memory.limit), (Some(948_304 << 10), None));
     assert_eq!((board.memory.available, board.memory.swap_used), (Some(612_000 << 10), Some(100_000 << 10)));
-    assert_eq!(board.swap_medium, Some(Medium::SdCard));
+    assert_eq!(board.swap_media, [Medium::SdCard]);
     let disk = board.disk.as_ref().unwrap();
     assert_eq!((disk.words().as_str(), disk.read_only), ("ext4 on an SD card", false));
     assert!(disk.size.unwrap() >= disk.free.unwrap());
@@ -97,6 +97,26 @@ fn a_raspberry_pi_is_read() {
     let hardware = board.hardware();
     assert_eq!((hardware.cores, hardware.celsius, hardware.critical_celsius), (4, Some(71), Some(110)));
     assert_eq!(hardware.throttled, ["under-voltage now", "throttled since boot"]);
+    assert_eq!((hardware.swap_bytes, hardware.system_disk_free_bytes), (Some(102_396 << 10), None));
+    assert_eq!((hardware.clock_plausible, hardware.clock_hardware), (Some(true), Some(false)));
+}
+
+#[test]
+fn a_raspberry_pi_5_is_slowed_down_and_its_driver_forgets() {
+    let laid = Laid::out(&[
+        ("/sys/class/hwmon/hwmon1/name", "rpi_volt"),
+        ("/sys/class/hwmon/hwmon1/in0_lcrit_alarm", "1"),
+    ]);
+    // It tells of the supply, and nothing of the heat.
+    let throttling = laid.board("/").throttling;
+    assert_eq!(throttling, Throttling { now: [Cause::UnderVoltage].into(), ..Throttling::default() });
+
+    laid.write("/sys/class/hwmon/hwmon1/in0_lcrit_alarm", "0");
+    let firmware = "/sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled";
+    laid.write(firmware, "d0008");
+    let board = laid.board("/");
+    assert!(board.throttling.known);
+    assert_eq!(board.hardware().throttled, ["temperature limit now", "throttled lately"]);
 }
 
 #[test]
@@ -104,6 +124,36 @@ fn a_drive_is_found_by_its_mount() {
     let disk = raspberry_pi().board("/srv/my data/agent").disk.unwrap();
     assert_eq!((disk.medium, disk.file_system.as_str()), (Some(Medium::Removable), "vfat"));
     assert!(disk.read_only);
+}
+
+#[test]
+fn what_only_looks_like_a_disk_is_none() {
+    let laid = raspberry_pi();
+    for name in ["zram0", "loop0"] {
+        laid.write(&format!("/sys/devices/virtual/block/{name}/queue/rotational"), "0");
+        laid.link(&format!("/sys/class/block/{name}"), &format!("../../devices/virtual/block/{name}"));
+    }
+    laid.link("/sys/dev/block/7:0", "../../devices/virtual/block/loop0");
+    laid.write(
+        "/proc/swaps",
+        "Filename Type Size Used Priority\n/dev/zram0 partition 1 0 100\n/dev/zram0 partition 1 0 100\n\
+         /var/swap file 1 0 -2",
+    );
+    laid.write(
+        "/proc/self/mountinfo",
+        "20 1 0:20 / / rw - overlay overlayroot rw,lowerdir=/media/root-ro,upperdir=/media/root-rw/overlay\n\
+         21 20 0:21 / /media/root-rw rw - tmpfs tmpfs-root rw\n\
+         22 20 179:2 / /media/root-ro ro - ext4 /dev/mmcblk0p2 ro\n\
+         23 20 7:0 / /srv ro - squashfs /dev/loop0 ro\n\
+         24 20 0:22 / /var rw - overlay overlay rw,lowerdir=/a,upperdir=/lib/docker/overlay2/5b/diff",
+    );
+    let board = laid.board("/opt/edgewise");
+    assert_eq!(board.disk.unwrap().medium, Some(Medium::Memory), "it is gone at the next boot");
+    assert_eq!(laid.board("/srv").disk.unwrap().medium, None);
+    assert_eq!(laid.board("/var/lib").disk.unwrap().medium, None, "a layer that can't be seen");
+    assert_eq!(board.swap_media, [Medium::Memory]);
+    laid.write("/proc/self/mountinfo", "25 1 179:2 / / rw - ext4 /dev/mmcblk0p2 rw");
+    assert_eq!(laid.board("/").swap_media, [Medium::Memory, Medium::SdCard]);
 }
 
 #[test]
@@ -188,6 +238,14 @@ fn a_container_has_what_its_narrowest_group_leaves() {
     assert_eq!(board.memory.available, Some(192 << 20), "cached files are given back");
     assert_eq!((board.cores.quota, board.cores.usable()), (Some(2.5), Some(2)));
 
+    // A shell beside it has another group.
+    laid.write("/proc/self/cgroup", "0::/user.slice");
+    laid.write("/proc/7/cgroup", "0::/machine.slice/agent.service");
+    assert_eq!(laid.board("/").memory.limit, None);
+    let seen_by = |id: u32| Board::read(&laid.root().seen_by(id), Path::new("/"));
+    assert_eq!((seen_by(7).memory.limit, seen_by(7).cores.quota), (Some(256 << 20), Some(2.5)));
+    assert_eq!(seen_by(8), laid.board("/"), "one that is hidden");
+
     let version_1 = Laid::out(&[
         ("/proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 6291456 kB"),
         // As Docker shows it: the path is the host's, the mount is the container's own.
@@ -211,6 +269,29 @@ fn a_container_has_what_its_narrowest_group_leaves() {
 }
 
 #[test]
+fn a_kernel_that_neither_limits_nor_counts_is_seen() {
+    let laid = raspberry_pi();
+    let memory = |laid: &Laid| {
+        let Memory { limitable, waits_counted, .. } = laid.board("/").memory;
+        (limitable, waits_counted)
+    };
+    assert_eq!(memory(&laid), (None, false));
+    laid.write(
+        "/proc/cgroups",
+        "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t0\t84\t1\nmemory\t0\t84\t0",
+    );
+    laid.write("/sys/fs/cgroup/cgroup.controllers", "cpuset cpu io pids");
+    assert_eq!(memory(&laid), (Some(false), false));
+    laid.write("/sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids");
+    laid.write("/proc/pressure/memory", "some avg10=0.00\nfull avg10=0.00");
+    assert_eq!(memory(&laid), (Some(true), true));
+    // Of version 1.
+    laid.write("/sys/fs/cgroup/cgroup.controllers", "pids");
+    laid.write("/proc/cgroups", "memory\t4\t84\t1");
+    assert_eq!(memory(&laid), (Some(true), true));
+}
+
+#[test]
 fn of_a_machine_that_tells_nothing_nothing_is_made_up() {
     let board = Laid::out(&[]).board("/data");
     let told = Board {
@@ -230,10 +311,24 @@ fn what_goes_up_is_small_whatever_the_firmware_says() {
     (board.model, board.processor, board.operating_system) = (long(), long(), long());
     board.gpus = vec![long().unwrap(); 40];
     let pressure = crate::pressure::Pressure { why: long().unwrap(), ..Default::default() };
-    let hardware =
-        cloud_sync::contract::Hardware { pressure: Some(pressure.on_the_wire()), ..board.hardware() };
+    let all = engine::Provider::ALL.iter().skip(1).map(|provider| engine::Availability {
+        provider: *provider,
+        version: if *provider == engine::Provider::Cpu {
+            Err(long().unwrap())
+        } else {
+            Ok("0.23.4".to_owned())
+        },
+        library: None,
+    });
+    let hardware = cloud_sync::contract::Hardware {
+        pressure: Some(pressure.on_the_wire()),
+        certificate_until: Some(u64::MAX),
+        engines: engines(all.collect()),
+        ..board.hardware()
+    };
+    assert_eq!((hardware.engines.len(), hardware.engines[1].name.as_str()), (6, "cpu"));
     let bytes = serde_cbor::to_vec(&hardware).unwrap().len();
-    assert!(bytes <= 1024, "{bytes} bytes");
+    assert!(bytes <= 1536, "{bytes} bytes");
 }
 
 #[test]

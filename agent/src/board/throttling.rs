@@ -1,4 +1,4 @@
-//! Whether the processor is slowed down to keep it cool or because its supply is weak, now or since boot.
+//! Whether the processor is slowed down to keep it cool or because its supply is weak, now, lately or since boot.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,10 +22,12 @@ pub enum Cause {
 /// What is seen of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Throttling {
-    /// Whether this machine tells at all.
+    /// Whether this machine tells that it is slowed down; one may tell of its supply alone.
     pub known: bool,
     /// Now.
     pub now: BTreeSet<Cause>,
+    /// In the last seconds: a Raspberry Pi whose driver has the firmware forget what was before.
+    pub lately: BTreeSet<Cause>,
     /// At any time since boot.
     pub since_boot: BTreeSet<Cause>,
     /// How often the processor says that it was, since boot; a look later tells whether it is now.
@@ -44,8 +46,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Raspberry Pi's bits of `vcgencmd get_throttled`: now, and 16 bits higher since boot.
-const RASPBERRY_PI: &str = "/sys/devices/platform/soc/soc:firmware/get_throttled";
+/// Raspberry Pi's bits of `vcgencmd get_throttled`: now, and 16 bits higher that it was.
 const BITS: [(u32, Cause); 4] =
     [(0, Cause::UnderVoltage), (1, Cause::Throttled), (2, Cause::Throttled), (3, Cause::TemperatureLimit)];
 
@@ -54,34 +55,40 @@ impl Throttling {
     pub fn read(root: &Root) -> Self {
         let mut found = Self::default();
         found.raspberry_pi(root);
-        found.supply(root);
         found.cooling_devices(root);
         found.cores(root);
         found
     }
 
+    /// What it was, and is not now, with the time in words.
+    pub fn past(&self) -> impl Iterator<Item = (Cause, &'static str)> {
+        let lately = self.lately.difference(&self.now).map(|cause| (*cause, "lately"));
+        let earlier = self.since_boot.iter().filter(|cause| !self.lately.contains(*cause));
+        lately.chain(earlier.filter(|cause| !self.now.contains(*cause)).map(|cause| (*cause, "since boot")))
+    }
+
     fn raspberry_pi(&mut self, root: &Root) {
-        let text = root.text(RASPBERRY_PI);
-        let bits = text.and_then(|text| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok());
-        let Some(bits) = bits else { return };
+        let monitors = root.list("/sys/class/hwmon", "hwmon").into_iter();
+        let mut supplies =
+            monitors.filter(|monitor| root.text(format!("{monitor}/name")).as_deref() == Some("rpi_volt"));
+        let alarm: Option<u8> =
+            supplies.find_map(|monitor| root.number(format!("{monitor}/in0_lcrit_alarm")));
+        if alarm == Some(1) {
+            self.now.insert(Cause::UnderVoltage);
+        }
+        let Some(bits) = firmware_bits(root) else { return };
         self.known = true;
+        // The driver behind that alarm asks the firmware every two seconds, and has it clear the upper bits.
+        let was = if alarm.is_some() { &mut self.lately } else { &mut self.since_boot };
         for (bit, cause) in BITS {
+            if alarm.is_some() && cause == Cause::UnderVoltage {
+                continue;
+            }
             if bits & (1 << bit) != 0 {
                 self.now.insert(cause);
             }
             if bits & (1 << (bit + 16)) != 0 {
-                self.since_boot.insert(cause);
-            }
-        }
-    }
-
-    fn supply(&mut self, root: &Root) {
-        for monitor in root.list("/sys/class/hwmon", "hwmon") {
-            if root.text(format!("{monitor}/name")).as_deref() == Some("rpi_volt") {
-                self.known = true;
-                if root.number::<u8>(format!("{monitor}/in0_lcrit_alarm")) == Some(1) {
-                    self.now.insert(Cause::UnderVoltage);
-                }
+                was.insert(cause);
             }
         }
     }
@@ -117,4 +124,15 @@ impl Throttling {
             self.since_boot.insert(Cause::Throttled);
         }
     }
+}
+
+/// Newer kernels put one warning into their log for the first read since boot ("deprecated, use hwmon sysfs instead"):
+/// it is worth that, for their hwmon tells of the supply alone, and nothing else of a firmware that slows down for heat.
+fn firmware_bits(root: &Root) -> Option<u32> {
+    // `soc/soc:firmware`, on a Raspberry Pi 5 `soc@107c000000/soc@107c000000:firmware`.
+    let buses = root.list("/sys/devices/platform", "soc").into_iter();
+    let mut firmware =
+        buses.flat_map(|bus| root.list(&bus, "soc")).filter(|node| node.ends_with(":firmware"));
+    let text = firmware.find_map(|node| root.text(format!("{node}/get_throttled")))?;
+    u32::from_str_radix(text.trim_start_matches("0x"), 16).ok()
 }

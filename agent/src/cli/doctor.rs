@@ -3,6 +3,7 @@
 //! Invariant: it only looks. Nothing is written, locked or taken from an agent that runs; as any user, with no agent
 //! there, and where the configuration is wrong, it says what it can.
 
+mod bundles;
 mod certificates;
 mod engines;
 mod link;
@@ -13,8 +14,8 @@ mod storage;
 use clap::Args;
 
 use super::{Configuration, json, print};
-use crate::board::Root;
-use crate::config;
+use crate::board::{Board, Root};
+use crate::config::{self, Sources};
 use crate::error::Error;
 use crate::module::identity::Identity;
 use page::{Finding, Page, Part};
@@ -29,13 +30,14 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn doctor(arguments: &Arguments) -> Result<(), Error> {
-    let sources = arguments.configuration.sources();
+    let sources = Sources { board: Some(Board::of_agent), ..arguments.configuration.sources() };
     let loaded = config::load(&sources);
     let root = Root::new("/");
-    let mut parts = vec![machine::examine(&root, &loaded.board)];
+    let mut parts = vec![machine::examine(&loaded.board)];
     match &loaded.config {
         Ok(config) => {
             parts.push(engines::examine(config, &loaded.board));
+            parts.extend(bundles::examine(&config.local, &loaded));
             parts.push(storage::examine(&root, config, &loaded.board));
             parts.push(certificates::examine(&config.cloud.tls, &loaded.board.clock));
             parts.push(match Identity::from_environment(&sources.environment, config.module) {

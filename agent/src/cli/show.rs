@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use super::table::table;
 use super::{Configuration, json, print};
-use crate::config::{self, DEFAULTS};
+use crate::board::Board;
+use crate::config::{self, DEFAULTS, Sources};
 use crate::error::Error;
 
 #[derive(Debug, Args)]
@@ -25,7 +26,9 @@ pub(super) fn show(arguments: &Arguments) -> Result<(), Error> {
     if arguments.defaults {
         return print(DEFAULTS);
     }
-    let loaded = config::load(&arguments.configuration.sources());
+    // What an agent that runs has made of the board, it has as its service sees it.
+    let sources = Sources { board: Some(Board::of_agent), ..arguments.configuration.sources() };
+    let loaded = config::load(&sources);
     if arguments.json {
         let entries = loaded.entries.iter().map(|entry| Line {
             key: &entry.key,

@@ -36,6 +36,9 @@ fn local_bundles_are_a_list() {
     let config = load(&sources(None, &[("EDGEWISE_LOCAL", "/a, /b/2")], &[])).config.unwrap();
     assert_eq!(config.local, [PathBuf::from("/a"), PathBuf::from("/b/2")]);
     assert!(load(&sources(None, &[], &[])).config.unwrap().local.is_empty());
+    for empty in [", ,", "/a,", ",/a", " "] {
+        assert_eq!(mistakes(&sources(None, &[("EDGEWISE_LOCAL", empty)], &[]))[0].key, "local", "{empty:?}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use cloud_sync::contract::{Hardware, Ledger, Reported, ReportedModel, Transfer};
+use cloud_sync::contract::{EngineInfo, Hardware, Ledger, Reported, ReportedModel, Transfer};
 use serde_json::{Value, json};
 
 use super::MAX_INTEGER;
@@ -168,6 +168,7 @@ fn model(model: &ReportedModel, shown: Shown) -> Object {
 fn hardware(hardware: &Hardware) -> Object {
     let optional = |text: &Option<String>| text.as_deref().map(name);
     let list = |texts: &[String]| (!texts.is_empty()).then(|| text(&texts.join(", "), MAX_WHY_BYTES).into());
+    let engines: Vec<String> = hardware.engines.iter().map(engine).collect();
     let pressure = hardware.pressure.as_ref().map(|pressure| {
         let why = pressure.why.as_deref().map(|why| text(why, MAX_WHY_BYTES).into());
         present([("level", Some(name(&pressure.level))), ("why", why)]).into()
@@ -187,8 +188,21 @@ fn hardware(hardware: &Hardware) -> Object {
         ("clockSynchronised", hardware.clock_synchronised.map(Value::from)),
         ("gpus", list(&hardware.gpus)),
         ("cLibrary", optional(&hardware.c_library)),
+        ("swapBytes", hardware.swap_bytes.map(number)),
+        ("clockPlausible", hardware.clock_plausible.map(Value::from)),
+        ("clockHardware", hardware.clock_hardware.map(Value::from)),
+        ("frequencyCapped", hardware.frequency_capped.map(Value::from)),
+        ("engines", list(&engines)),
         ("pressure", pressure),
     ])
+}
+
+/// As `tract 0.23.4`, or `no cpu: …`.
+fn engine(engine: &EngineInfo) -> String {
+    match (&engine.version, &engine.why_not) {
+        (Some(version), _) => format!("{} {version}", engine.name),
+        (None, why) => format!("no {}: {}", engine.name, why.as_deref().unwrap_or("unknown")),
+    }
 }
 
 fn ledger(ledger: &Ledger) -> Object {

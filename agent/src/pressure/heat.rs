@@ -14,18 +14,23 @@ const MARGIN: f64 = 3.0;
 
 /// What there is, and why. `throttled` is how often the processor had been slowed down at the last look.
 pub(super) fn read(root: &Root, held: Level, throttled: &mut Option<u64>) -> (Level, String) {
+    let throttling = Throttling::read(root);
+    let was = std::mem::replace(throttled, throttling.events);
+    let grew = was.zip(throttling.events).is_some_and(|(was, is)| is > was);
+    judge(&sensors(root), &throttling, grew, held)
+}
+
+/// What these say. `grew`: the processor has been slowed down since the last look.
+pub(super) fn judge(sensors: &[Sensor], throttling: &Throttling, grew: bool, held: Level) -> (Level, String) {
     let (mut level, mut why) = (Level::Calm, Vec::new());
-    for sensor in sensors(root) {
-        let found = of_sensor(&sensor, held);
+    for sensor in sensors {
+        let found = of_sensor(sensor, held);
         if found > Level::Calm {
             let critical = sensor.critical.unwrap_or_default();
             why.push(format!("{} at {:.0} °C of {critical:.0} °C", sensor.name, sensor.celsius));
         }
         level = level.max(found);
     }
-    let throttling = Throttling::read(root);
-    let was = std::mem::replace(throttled, throttling.events);
-    let grew = was.zip(throttling.events).is_some_and(|(was, is)| is > was);
     // Too little voltage, or a first limit that is passed in everyday work, are no heat until they slow it down.
     if grew || throttling.now.contains(&Cause::Throttled) {
         level = level.max(Level::Strained);

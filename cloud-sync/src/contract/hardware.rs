@@ -1,4 +1,4 @@
-//! The machine of a device, as it goes up with every report: about a kibibyte at most.
+//! The machine of a device, as it goes up with every report: a kibibyte and a half at most.
 
 use serde::{Deserialize, Serialize};
 
@@ -51,9 +51,44 @@ pub struct Hardware {
     /// The C library, as `glibc 2.36`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub c_library: Option<String>,
+    /// Bytes of swap space.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_bytes: Option<u64>,
+    /// Free bytes on the disk that holds the system, where that is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_disk_free_bytes: Option<u64>,
+    /// Whether the clock can be right: it is not before the agent was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_plausible: Option<bool>,
+    /// Whether the board has a clock that runs on without power.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_hardware: Option<bool>,
+    /// Whether the processor's highest frequency is set below what it can do; left out where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frequency_capped: Option<bool>,
+    /// When the first certificate of the device's chain ends, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_until: Option<u64>,
+    /// What can run models, as far as one has asked for it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<EngineInfo>,
     /// Whether it can bear what it does now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pressure: Option<Pressure>,
+}
+
+/// An engine or a provider of the device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EngineInfo {
+    /// As in a deployment's settings: `tract`, `cpu`, `cuda`, …
+    pub name: String,
+    /// The version of the engine, where it is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
 }
 
 /// Whether a machine can bear what it does, as far as heat and memory tell.

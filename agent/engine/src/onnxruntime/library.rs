@@ -32,6 +32,14 @@ pub(super) struct Library {
     pub(super) environment: Environment,
 }
 
+/// What the last search for the library came to; of its own, because a search may take a while.
+static OUTCOME: Mutex<Option<Result<(), String>>> = Mutex::new(None);
+
+/// Whether the process has its library, or why it has none; `None` before anything has asked for one.
+pub(crate) fn outcome() -> Option<Result<(), String>> {
+    OUTCOME.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
 /// The process's library: loads it on the first call.
 ///
 /// # Errors
@@ -49,7 +57,10 @@ pub(super) fn library(named: Option<&Path>) -> Result<Arc<Library>, String> {
             _ => Ok(Arc::clone(library)),
         };
     }
-    let library = Arc::new(find(named)?);
+    let found = find(named);
+    let outcome = found.as_ref().map(|_| ()).map_err(Clone::clone);
+    *OUTCOME.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    let library = Arc::new(found?);
     tracing::debug!(path = %library.path.display(), version = library.version, "loaded ONNX Runtime");
     *loaded = Some(Arc::clone(&library));
     Ok(library)

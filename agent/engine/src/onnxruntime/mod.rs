@@ -5,4 +5,5 @@ mod library;
 mod trial;
 
 pub(crate) use engine::{load, version};
+pub(crate) use library::outcome;
 pub use trial::try_libraries_apart;

@@ -1,7 +1,4 @@
 //! When the configured certificates end.
-//!
-//! rustls reads these dates and does not tell them, and a library for all of X.509 is eight more of them for two
-//! dates. So the way to them is walked here, as RFC 5280, section 4.1 describes it.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -11,18 +8,34 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::page::{Finding, Part};
 use crate::board::Clock;
+use crate::certificate::validity;
 
 /// Before the end, a certificate should be replaced: a fleet takes some weeks.
 const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
 
+/// What the certificates of a file are to each other.
+#[derive(Clone, Copy, PartialEq)]
+enum Set {
+    /// Each signs by itself: it is enough that one is good.
+    Authorities,
+    /// Each is signed by the next: the first that ends breaks it.
+    Chain,
+}
+
+/// From when and until when.
+type Span = (Timestamp, Timestamp);
+
 pub(super) fn examine(files: &TlsFiles, clock: &Clock) -> Part {
     let mut part = Part::new("certificates");
     let now = clock.plausible.then(Timestamp::now);
-    for (name, path) in [("authorities", &files.authorities), ("certificate", &files.certificate)] {
+    let sets = [
+        ("authorities", &files.authorities, Set::Authorities, "the system's"),
+        ("certificate", &files.certificate, Set::Chain, "none"),
+    ];
+    for (name, path, set, otherwise) in sets {
         match path {
-            Some(path) => add(&mut part, name, path, now),
-            None if name == "authorities" => part.fact(name, Some("the system's".to_owned())),
-            None => part.fact(name, Some("none".to_owned())),
+            Some(path) => add(&mut part, name, path, set, now),
+            None => part.fact(name, Some(otherwise.to_owned())),
         }
     }
     if let Some(key) = &files.key
@@ -37,21 +50,26 @@ pub(super) fn examine(files: &TlsFiles, clock: &Clock) -> Part {
     part
 }
 
-fn add(part: &mut Part, name: &str, path: &Path, now: Option<Timestamp>) {
+fn add(part: &mut Part, name: &str, path: &Path, set: Set, now: Option<Timestamp>) {
     let shown = path.display();
     let found = match certificates(path) {
         Ok(found) => found,
         Err(error) => return part.findings.push(Finding::problem(error.to_string())),
     };
-    // The first that ends breaks the chain.
-    let spans = found.iter().filter_map(|certificate| validity(certificate));
-    let Some((from, until)) = spans.min_by_key(|(_, until)| *until) else {
+    let spans: Vec<Span> = found.iter().filter_map(|certificate| validity(certificate)).collect();
+    let Some((from, until)) = whole(&spans, set) else {
         return part
             .findings
             .push(Finding::problem(format!("{shown} holds no certificate that can be read")));
     };
     part.fact(name, Some(format!("{shown}, good until {}", until.strftime("%Y-%m-%d"))));
+    let unread = found.len() - spans.len();
+    if unread > 0 {
+        let what = format!("{unread} of {} certificates in {shown} can't be read: replace them", found.len());
+        part.findings.push(Finding::warning(what));
+    }
     let Some(now) = now else { return };
+    let ended = spans.iter().filter(|(_, until)| *until <= now).count();
     if until <= now {
         let at = until.strftime("%Y-%m-%d");
         part.findings.push(Finding::problem(format!("{shown} ended on {at}: replace it")));
@@ -61,103 +79,59 @@ fn add(part: &mut Part, name: &str, path: &Path, now: Option<Timestamp>) {
     } else if until.duration_since(now) < SOON {
         let days = until.duration_since(now).as_hours() / 24;
         part.findings.push(Finding::warning(format!("{shown} ends in {days} days: replace it")));
+    } else if ended > 0 {
+        let what = format!("{ended} of the {} authorities in {shown} have ended: take them out", spans.len());
+        part.findings.push(Finding::note(what));
     }
 }
 
-/// From when and until when a certificate in DER is good.
-fn validity(der: &[u8]) -> Option<(Timestamp, Timestamp)> {
-    let (SEQUENCE, certificate, _) = element(der)? else { return None };
-    let (SEQUENCE, mut rest, _) = element(certificate)? else { return None };
-    if let (VERSION, _, after) = element(rest)? {
-        rest = after;
+/// When the set as a whole is good.
+fn whole(spans: &[Span], set: Set) -> Option<Span> {
+    let from = spans.iter().map(|(from, _)| *from);
+    let until = spans.iter().map(|(_, until)| *until);
+    match set {
+        Set::Authorities => from.min().zip(until.max()),
+        Set::Chain => from.max().zip(until.min()),
     }
-    // Serial number, algorithm, issuer.
-    for _ in 0..3 {
-        rest = element(rest)?.2;
-    }
-    let (SEQUENCE, dates, _) = element(rest)? else { return None };
-    let (kind, from, rest) = element(dates)?;
-    let (until_kind, until, _) = element(rest)?;
-    Some((time(kind, from)?, time(until_kind, until)?))
-}
-
-const SEQUENCE: u8 = 0x30;
-const VERSION: u8 = 0xa0;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
-
-/// The first element of some DER: its tag, its content, and what follows it.
-fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (tag, rest) = der.split_first()?;
-    let (first, rest) = rest.split_first()?;
-    let (length, rest) = match first {
-        0..=0x7f => (usize::from(*first), rest),
-        // So many bytes of length follow; no certificate is larger than three can say.
-        0x81..=0x83 => {
-            let (length, rest) = rest.split_at_checked(usize::from(first - 0x80))?;
-            (length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)), rest)
-        }
-        _ => return None,
-    };
-    let (content, rest) = rest.split_at_checked(length)?;
-    Some((*tag, content, rest))
-}
-
-/// `YYMMDDHHMMSSZ`, whose years are 1950 to 2049, or `YYYYMMDDHHMMSSZ`.
-fn time(kind: u8, text: &[u8]) -> Option<Timestamp> {
-    let text = std::str::from_utf8(text).ok()?;
-    let text = match kind {
-        UTC_TIME if text.as_bytes().first()? < &b'5' => format!("20{text}"),
-        UTC_TIME => format!("19{text}"),
-        GENERALIZED_TIME => text.to_owned(),
-        _ => return None,
-    };
-    let (date, time) = text.strip_suffix('Z')?.split_at_checked(8)?;
-    format!("{date}T{time}Z").parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certificate::tests::{CERTIFICATE, SOONER};
     use crate::cli::doctor::page::Grade;
 
-    /// Made by openssl for a hundred years, so that one date is of each kind.
-    const CERTIFICATE: &str = "\
------BEGIN CERTIFICATE-----\n\
-MIIBXTCCAQKgAwIBAgIBATAKBggqhkjOPQQDAjAMMQowCAYDVQQDDAF0MCAXDTI2\n\
-MTEyMzAwNTIxNloYDzIxMjYxMDMwMDA1MjE2WjAMMQowCAYDVQQDDAF0MFkwEwYH\n\
-KoZIzj0CAQYIKoZIzj0DAQcDQgAEzxLw27hypXeVdcP8psTWgw7SqizDpPfWHjFp\n\
-hmd+fj62GWmTnTpbjREmhksSgyt3f/nxuK+flwtfhG1bHYwa2aNTMFEwHQYDVR0O\n\
-BBYEFNr8Pw1DrT7jDraNyv9yWPJcXKTnMB8GA1UdIwQYMBaAFNr8Pw1DrT7jDraN\n\
-yv9yWPJcXKTnMA8GA1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDSQAwRgIhAMFX\n\
-K4+aqvOYWiqz3v4IVc55kiawCl3IbkFBaq7iIb/kAiEA81JgXmzELwbLVGfHwEfV\n\
-0s4XFX0SkULNoIXvr8+yKug=\n\
------END CERTIFICATE-----\n";
-    const FROM: &str = "2026-11-23T00:52:16Z";
-    const UNTIL: &str = "2126-10-30T00:52:16Z";
-
-    fn judged(at: &str) -> Vec<Finding> {
+    fn judged(pem: &str, set: Set, at: &str) -> Vec<Finding> {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), CERTIFICATE).unwrap();
+        std::fs::write(file.path(), pem).unwrap();
         let mut part = Part::new("certificates");
-        add(&mut part, "certificate", file.path(), Some(at.parse().unwrap()));
+        add(&mut part, "certificate", file.path(), set, Some(at.parse().unwrap()));
         part.findings
     }
 
     #[test]
-    fn dates_are_read_as_openssl_wrote_them_and_judged() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), CERTIFICATE).unwrap();
-        let der = certificates(file.path()).unwrap();
-        assert_eq!(validity(&der[0]), Some((FROM.parse().unwrap(), UNTIL.parse().unwrap())));
-        for end in 0..der[0].len() {
-            assert_eq!(validity(&der[0][..end]), None, "cut off at {end}");
-        }
-
-        assert_eq!(judged("2100-01-01T00:00:00Z"), []);
-        let grade = |at: &str| judged(at)[0].grade;
+    fn a_chain_is_judged_by_its_dates() {
+        assert_eq!(judged(CERTIFICATE, Set::Chain, "2100-01-01T00:00:00Z"), []);
+        let grade = |at: &str| judged(CERTIFICATE, Set::Chain, at)[0].grade;
         assert_eq!(grade("2020-01-01T00:00:00Z"), Grade::Problem);
         assert_eq!(grade("2126-10-25T00:00:00Z"), Grade::Warning);
         assert_eq!(grade("2127-01-01T00:00:00Z"), Grade::Problem);
+    }
+
+    #[test]
+    fn one_authority_that_is_good_is_enough_and_a_chain_needs_all() {
+        let both = format!("{SOONER}{CERTIFICATE}");
+        let between = "2100-01-01T00:00:00Z";
+        let authorities = judged(&both, Set::Authorities, between);
+        assert_eq!((authorities.len(), authorities[0].grade), (1, Grade::Note));
+        assert!(authorities[0].what.starts_with("1 of the 2 authorities"), "{authorities:?}");
+        assert_eq!(judged(&both, Set::Chain, between)[0].grade, Grade::Problem);
+        assert_eq!(judged(&both, Set::Authorities, "2127-01-01T00:00:00Z")[0].grade, Grade::Problem);
+        assert_eq!(judged(&both, Set::Authorities, "2027-01-01T00:00:00Z"), []);
+
+        let odd = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+        let found = judged(&format!("{odd}{CERTIFICATE}"), Set::Authorities, between);
+        assert!(found.len() == 1 && found[0].what.starts_with("1 of 2 certificates"), "{found:?}");
+        assert_eq!(judged(odd, Set::Chain, between)[0].grade, Grade::Problem);
     }
 }

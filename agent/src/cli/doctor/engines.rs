@@ -32,7 +32,9 @@ pub(super) fn examine(config: &Config, board: &Board) -> Part {
         )));
     } else if let Some(why) = why_not(Provider::Cpu) {
         // A library that was named, or that is there and is of no use, is meant to be used.
-        let finding = if why.starts_with("no library") {
+        let finding = if cfg!(target_env = "musl") && config.engine.onnxruntime.is_none() {
+            Finding::note("this is a static build, which can load no ONNX Runtime: models run on tract")
+        } else if why.starts_with("no library") {
             Finding::note(
                 "ONNX Runtime is not here, and models run on tract, which is slower on most of them; install its \
                  library, or name it by engine.onnxruntime",

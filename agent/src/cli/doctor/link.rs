@@ -16,6 +16,10 @@ use crate::module::identity::Identity;
 /// How long each step may take: a link of 100 kbit/s needs two seconds for a TLS handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What images call every board that starts from them.
+const COMMON_NAMES: [&str; 6] =
+    ["localhost", "raspberrypi", "debian", "ubuntu", "tegra-ubuntu", "localhost.localdomain"];
+
 /// Blocking: makes a runtime of its own.
 pub(super) fn examine(config: &Config, identity: Option<Identity>) -> Result<Part, Error> {
     let mut part = Part::new("link");
@@ -30,6 +34,13 @@ pub(super) fn examine(config: &Config, identity: Option<Identity>) -> Result<Par
             return Ok(part);
         }
     };
+    if identity.is_none() && COMMON_NAMES.contains(&config.device.as_str()) {
+        part.findings.push(Finding::warning(format!(
+            "this device is called {}, as others are from the start: two of one name push each other off the broker; \
+             give it a name of its own (hostnamectl hostname NAME), or set `device`",
+            config.device
+        )));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(crate::app::Error::Start)?;
     runtime.block_on(async {
@@ -118,9 +129,20 @@ mod tests {
     use crate::config::{Flag, Sources};
 
     fn examined(broker: &str) -> Part {
+        examined_as("d", broker)
+    }
+
+    fn examined_as(name: &str, broker: &str) -> Part {
         let flag = Flag { name: "--cloud", key: "cloud.broker", value: broker.to_owned() };
-        let sources = Sources { flags: vec![flag], host_name: Some("d".to_owned()), ..Sources::default() };
+        let sources = Sources { flags: vec![flag], host_name: Some(name.to_owned()), ..Sources::default() };
         examine(&crate::config::load(&sources).config.unwrap(), None).unwrap()
+    }
+
+    #[test]
+    fn a_name_that_every_new_board_has_is_told() {
+        let part = examined_as("raspberrypi", "mqtt://127.0.0.1:1");
+        assert!(part.findings[0].what.contains("raspberrypi, as others are"), "{:?}", part.findings);
+        assert_eq!((part.findings.len(), examined("mqtt://127.0.0.1:1").findings.len()), (2, 1));
     }
 
     #[test]

@@ -3,18 +3,27 @@
 use jiff::Timestamp;
 
 use super::page::{Finding, Part};
-use crate::board::{Board, Cause, Disk, Medium, Root};
+use crate::board::{Board, Cause, Disk, Medium};
 use crate::config::in_units;
-use crate::pressure::{Gauge, Level};
+use crate::pressure::{Level, of_heat};
 
 /// With less there is no room to prove a new version beside the one that serves.
 const LITTLE_MEMORY: u64 = 48 << 20;
 
-pub(super) fn examine(root: &Root, board: &Board) -> Part {
+/// Where what a Raspberry Pi boots without is switched on.
+const COMMAND_LINE: &str = "add to the kernel's command line (/boot/firmware/cmdline.txt on a Raspberry Pi)";
+
+pub(super) fn examine(board: &Board) -> Part {
     let mut part = Part::new("machine");
     describe(&mut part, board);
+    if board.mute {
+        part.findings.push(Finding::warning(
+            "the devices did not describe themselves in time, and nothing is known of heat, throttling and GPUs: a \
+             sensor may hang; look into the kernel's log (dmesg)",
+        ));
+    }
     part.findings.extend(clock(board));
-    part.findings.extend(heat(root, board));
+    part.findings.extend(heat(board));
     part.findings.extend(memory(board));
     part
 }
@@ -41,12 +50,13 @@ fn describe(part: &mut Part, board: &Board) {
         format!("{}, {} left{}", size(total), size(available), limit.unwrap_or_default())
     });
     part.fact("memory", memory_line);
-    let on = board.swap_medium.map(|medium| format!(" on {}", medium.words()));
+    let on: Vec<&str> = board.swap_media.iter().map(|medium| medium.words()).collect();
+    let on = if on.is_empty() { String::new() } else { format!(" on {}", on.join(" and ")) };
     let swap = memory.swap.map(|swap| match swap {
         0 => "none".to_owned(),
         swap => {
             let used = size(memory.swap_used.unwrap_or(0));
-            format!("{}{}, {used} used", size(swap), on.unwrap_or_default())
+            format!("{}{on}, {used} used", size(swap))
         }
     });
     part.fact("swap", swap);
@@ -58,10 +68,11 @@ fn describe(part: &mut Part, board: &Board) {
     });
     part.fact("temperature", sensor);
     let slowed = board.hardware().throttled;
-    part.fact(
-        "throttling",
-        throttling.known.then(|| if slowed.is_empty() { "none".to_owned() } else { slowed.join(", ") }),
-    );
+    let slowed = match slowed.is_empty() {
+        true => throttling.known.then(|| "none".to_owned()),
+        false => Some(slowed.join(", ")),
+    };
+    part.fact("throttling", slowed);
     let kept = match clock.synchronised {
         Some(true) => "synchronised",
         Some(false) => "not synchronised",
@@ -106,32 +117,34 @@ fn clock(board: &Board) -> Option<Finding> {
     }
 }
 
-fn heat(root: &Root, board: &Board) -> Vec<Finding> {
+fn heat(board: &Board) -> Vec<Finding> {
     let mut findings = Vec::new();
     let throttling = &board.throttling;
-    let all = || throttling.now.union(&throttling.since_boot);
-    if all().any(|cause| *cause == Cause::UnderVoltage) {
+    let all = || throttling.now.iter().copied().chain(throttling.past().map(|(cause, _)| cause));
+    if all().any(|cause| cause == Cause::UnderVoltage) {
         findings.push(Finding::warning(
             "the supply is, or was, too weak (under-voltage): the board slows down and may lose what it writes; take \
              a stronger one and a short cable",
         ));
     }
-    if all().any(|cause| *cause != Cause::UnderVoltage) {
+    if all().any(|cause| cause != Cause::UnderVoltage) {
         let at = board.hottest().map(|sensor| format!(" ({:.0} °C now)", sensor.celsius));
         findings.push(Finding::warning(format!(
-            "the processor is, or was, slowed down since boot{}: add cooling, or lower engine.threads",
+            "the processor is, or was, slowed down{}: add cooling, or lower engine.threads",
             at.unwrap_or_default()
         )));
     }
-    let pressure = Gauge::new(root.clone()).look();
-    if pressure.heat > Level::Calm && throttling.now.is_empty() {
-        let words = format!("it is too hot, {}: add cooling, or lower engine.threads", pressure.why);
-        findings.push(match pressure.heat {
-            Level::Critical => Finding::problem(words),
-            _ => Finding::warning(words),
-        });
+    let (level, why) = of_heat(board);
+    let words = || format!("it is too hot, {why}: add cooling, or lower engine.threads");
+    match level {
+        Level::Critical => findings.push(Finding::problem(words())),
+        // That it is slowed down has been said.
+        Level::Strained if !throttling.now.contains(&Cause::Throttled) => {
+            findings.push(Finding::warning(words()));
+        }
+        Level::Strained | Level::Calm => {}
     }
-    if throttling.capped && throttling.now.is_empty() {
+    if throttling.capped && !throttling.now.contains(&Cause::Throttled) {
         findings.push(Finding::note(
             "the processor's highest frequency is set below what it can do: scores take longer than they could",
         ));
@@ -148,10 +161,22 @@ fn memory(board: &Board) -> Vec<Finding> {
             size(available)
         )));
     }
-    if matches!(board.swap_medium, Some(Medium::SdCard | Medium::Emmc)) {
+    if board.swap_media.iter().any(|medium| matches!(medium, Medium::SdCard | Medium::Emmc)) {
         findings.push(Finding::warning(
             "swap is on flash, which it wears out and which is slow: turn it off (swapoff -a), or use zram",
         ));
+    }
+    if board.memory.limitable == Some(false) {
+        findings.push(Finding::note(format!(
+            "the kernel holds no service to a limit of memory, and MemoryMax= does nothing: {COMMAND_LINE} \
+             cgroup_enable=memory"
+        )));
+    }
+    if board.memory.total.is_some() && !board.memory.waits_counted {
+        findings.push(Finding::note(format!(
+            "the kernel does not count how long is waited for memory, and capture backs off only when little is left: \
+             {COMMAND_LINE} psi=1"
+        )));
     }
     findings
 }
@@ -159,7 +184,7 @@ fn memory(board: &Board) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::board::{Clock, Memory, Throttling};
+    use crate::board::{Clock, Memory, Sensor, Throttling};
     use crate::cli::doctor::page::Grade;
 
     fn healthy() -> Board {
@@ -169,9 +194,8 @@ mod tests {
     }
 
     fn found(board: &Board) -> Vec<(Grade, String)> {
-        let nowhere = tempfile::tempdir().unwrap();
-        let part = examine(&Root::new(nowhere.path()), board);
-        part.findings.into_iter().map(|finding| (finding.grade, finding.what)).collect()
+        let findings = examine(board).findings.into_iter();
+        findings.map(|finding| (finding.grade, finding.what)).collect()
     }
 
     #[test]
@@ -179,18 +203,45 @@ mod tests {
         assert_eq!(found(&healthy()), []);
         let at_1970 = Clock { unix_ms: 5_000, plausible: false, ..healthy().clock };
         let weak = Throttling { now: [Cause::UnderVoltage].into(), ..Throttling::default() };
+        let unlimited = Memory { limitable: Some(false), ..Memory::default() };
+        let uncounted = Memory { total: Some(1 << 30), ..Memory::default() };
         let little = Memory { available: Some(20 << 20), ..Memory::default() };
         let cases = [
             (Board { clock: at_1970, ..healthy() }, Grade::Problem, "1970-01-01 00:00:05 UTC"),
             (Board { throttling: weak, ..healthy() }, Grade::Warning, "stronger"),
             (Board { memory: little, ..healthy() }, Grade::Warning, "20 MiB of memory are left"),
-            (Board { swap_medium: Some(Medium::SdCard), ..healthy() }, Grade::Warning, "zram"),
+            (Board { swap_media: vec![Medium::Memory, Medium::SdCard], ..healthy() }, Grade::Warning, "zram"),
+            (Board { memory: unlimited, ..healthy() }, Grade::Note, "cgroup_enable=memory"),
+            (Board { memory: uncounted, ..healthy() }, Grade::Note, "psi=1"),
+            (Board { mute: true, ..healthy() }, Grade::Warning, "dmesg"),
         ];
         for (board, grade, words) in cases {
             let found = found(&board);
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found[0].0 == grade && found[0].1.contains(words), "{found:?}");
         }
+    }
+
+    #[test]
+    fn heat_is_told_with_its_own_reason_whatever_the_supply_does() {
+        let hot = |celsius: f64, cause: Cause| {
+            let sensor = Sensor { name: "cpu".to_owned(), celsius, critical: Some(100.0) };
+            let throttling = Throttling { known: true, now: [cause].into(), ..Throttling::default() };
+            // Of too little memory nothing is to be said where it is about heat.
+            let memory = Memory { available: Some(60 << 20), ..Memory::default() };
+            found(&Board { sensors: vec![sensor], throttling, memory, ..healthy() })
+        };
+        let weak = hot(94.0, Cause::UnderVoltage);
+        assert_eq!(weak.len(), 2, "{weak:?}");
+        assert!(
+            weak[1].0 == Grade::Warning && weak[1].1.contains("hot, cpu at 94 °C of 100 °C:"),
+            "{weak:?}"
+        );
+        // It is slowed down, which says all.
+        let slow = hot(94.0, Cause::Throttled);
+        assert!(slow.len() == 1 && slow[0].1.contains("slowed down (94 °C now)"), "{slow:?}");
+        let critical = hot(98.0, Cause::Throttled);
+        assert!(critical.len() == 2 && critical[1].0 == Grade::Problem, "{critical:?}");
     }
 
     #[test]

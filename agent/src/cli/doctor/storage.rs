@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::machine::size;
 use super::page::{Finding, Part};
-use crate::board::{Board, Medium, Root};
+use crate::board::{Board, Medium, Root, agent};
 use crate::config::Config;
 
 /// Most files that are counted: a vault of 2 GiB holds a tenth of it.
@@ -27,7 +27,7 @@ pub(super) fn examine(root: &Root, config: &Config, board: &Board) -> Part {
     };
     part.fact("spool", of(spool, config.spool_max_bytes));
     part.fact("vault", of(vault, config.vault_max_bytes));
-    let running = owner(root, &data.join("spool/lock"));
+    let running = data.canonicalize().ok().and_then(|data| agent(root, &data));
     part.fact(
         "agent",
         match running {
@@ -41,6 +41,11 @@ pub(super) fn examine(root: &Root, config: &Config, board: &Board) -> Part {
         part.findings.push(Finding::problem(format!(
             "{} is on a disk that is mounted read-only: mount it for writing, or choose another with --data",
             data.display()
+        )));
+    } else if let Some(file) = data.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
+        part.findings.push(Finding::problem(format!(
+            "{} is a file, where a directory must be: choose another with --data",
+            file.display()
         )));
     } else if let Some(existing) = data.ancestors().find(|path| path.exists())
         && !may(existing, libc::W_OK | libc::X_OK)
@@ -108,30 +113,21 @@ fn own_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// The process that has locked `file`, by the kernel's own list: taking the lock to see would disturb one that starts.
-fn owner(root: &Root, file: &Path) -> Option<u32> {
-    let inode = file.metadata().ok()?.ino().to_string();
-    root.text("/proc/locks")?.lines().find_map(|line| {
-        // 3: FLOCK  ADVISORY  WRITE 7558 fe:00:613 0 EOF.
-        let mut words = line.split_whitespace().skip(1);
-        (words.next()? == "FLOCK").then_some(())?;
-        let (pid, place) = (words.nth(2)?, words.next()?);
-        (place.rsplit(':').next()? == inode).then(|| pid.parse().ok())?
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::doctor::page::Grade;
+    use crate::config::{Flag, Sources, load};
 
     #[test]
-    fn who_runs_here_is_found_without_touching_the_lock() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("lock");
-        let file = std::fs::File::create(&path).unwrap();
-        let root = Root::new("/");
-        assert_eq!(owner(&root, &path), None);
-        file.lock().unwrap();
-        assert_eq!(owner(&root, &path), Some(std::process::id()));
+    fn a_directory_below_a_file_can_not_be() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let data = file.path().join("x/y").display().to_string();
+        let flag = Flag { name: "--data", key: "data", value: data };
+        let sources = Sources { flags: vec![flag], host_name: Some("d".to_owned()), ..Sources::default() };
+        let config = load(&sources).config.unwrap();
+        let part = examine(&Root::new("/"), &config, &Board::default());
+        assert_eq!((part.findings.len(), part.findings[0].grade), (1, Grade::Problem));
+        assert!(part.findings[0].what.contains("is a file"), "{:?}", part.findings);
     }
 }

@@ -69,6 +69,10 @@ fn state() -> Reported {
             cores: 4,
             memory_bytes: 1,
             throttled: vec!["under-voltage now".to_owned()],
+            engines: vec![
+                EngineInfo { name: "tract".into(), version: Some("1".into()), why_not: None },
+                EngineInfo { name: "cpu".into(), version: None, why_not: Some("no library".into()) },
+            ],
             pressure: Some(Pressure { level: "calm".to_owned(), why: None }),
             ..Hardware::default()
         },
@@ -97,7 +101,7 @@ fn the_state_reads_as_documented() {
             "agent": {"version": "0.1.0", "bootId": "b", "state": "running"},
             "hardware": {"architecture": "", "operatingSystem": "", "cores": 4, "processor": "",
                          "memoryBytes": 1, "diskFreeBytes": 0, "throttled": "under-voltage now",
-                         "pressure": {"level": "calm"}},
+                         "engines": "tract 1, no cpu: no library", "pressure": {"level": "calm"}},
             "ledger": {"captured": 9, "uploaded": 1, "held": 0, "lost": 0,
                        "dropped": {"full": 7, "too-large-": 1}},
             "registry": {"configured": true, "connected": false},

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use cloud_sync::contract::{Collect, Hardware, Ledger, ModelSettings};
+use cloud_sync::contract::{Collect, EngineInfo, Hardware, Ledger, ModelSettings};
 use cloud_sync::name::{DeviceId, ModelName, ModelVersion};
 use serde_json::{Map, Value};
 
@@ -215,13 +215,16 @@ fn hardware_lines(hardware: &Hardware) -> Vec<String> {
     let limit = hardware.memory_limit_bytes.map(|limit| format!(" ({} for the agent)", output::bytes(limit)));
     let disk = hardware.disk_bytes.map(|size| format!(" of {}", output::bytes(size)));
     let kind = hardware.disk.as_ref().map(|kind| format!(", {kind}"));
+    let swap = hardware.swap_bytes.filter(|swap| *swap > 0);
+    let swap = swap.map(|swap| format!(", {} swap", output::bytes(swap)));
     let mut lines = vec![format!(
-        "hardware  {} {}, {} cores, {} memory{}, {} disk free{}{}",
+        "hardware  {} {}, {} cores, {} memory{}{}, {} disk free{}{}",
         hardware.architecture,
         hardware.operating_system,
         hardware.cores,
         output::bytes(hardware.memory_bytes),
         limit.unwrap_or_default(),
+        swap.unwrap_or_default(),
         output::bytes(hardware.disk_free_bytes),
         disk.unwrap_or_default(),
         kind.unwrap_or_default(),
@@ -245,10 +248,39 @@ fn hardware_lines(hardware: &Hardware) -> Vec<String> {
     if hardware.clock_synchronised == Some(false) {
         health.push("clock not synchronised".to_owned());
     }
+    if hardware.clock_plausible == Some(false) {
+        health.push("clock is wrong".to_owned());
+    }
+    if hardware.clock_hardware == Some(false) {
+        health.push("clock stands still without power".to_owned());
+    }
+    if hardware.frequency_capped == Some(true) {
+        health.push("frequency capped".to_owned());
+    }
+    let system = hardware.system_disk_free_bytes;
+    health.extend(system.map(|free| format!("{} system disk free", output::bytes(free))));
     if !health.is_empty() {
         lines.push(format!("health    {}", health.join(", ")));
     }
+    if !hardware.engines.is_empty() {
+        let engines: Vec<String> = hardware.engines.iter().map(engine_words).collect();
+        lines.push(format!("engines   {}", engines.join(", ")));
+    }
+    lines.extend(hardware.certificate_until.map(|until| format!("identity  good until {}", date(until))));
     lines
+}
+
+/// The day, in UTC.
+fn date(unix_seconds: u64) -> String {
+    let at = i64::try_from(unix_seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    at.map_or("for ever".to_owned(), |at| at.strftime("%Y-%m-%d").to_string())
+}
+
+fn engine_words(engine: &EngineInfo) -> String {
+    match (&engine.version, &engine.why_not) {
+        (Some(version), _) => format!("{} {version}", engine.name),
+        (None, why) => format!("no {} ({})", engine.name, why.as_deref().unwrap_or("unknown")),
+    }
 }
 
 fn ledger_line(ledger: &Ledger) -> String {
@@ -292,6 +324,27 @@ mod tests {
         let lines = hardware_lines(&hardware);
         assert_eq!(lines[1], "board     Raspberry Pi 4");
         assert_eq!(lines[2], "health    strained (cpu at 80 °C), 80 °C, under-voltage now");
+
+        let engine = |name: &str, version: Option<&str>, why_not: Option<&str>| EngineInfo {
+            name: name.to_owned(),
+            version: version.map(str::to_owned),
+            why_not: why_not.map(str::to_owned),
+        };
+        let hardware = Hardware {
+            clock_plausible: Some(false),
+            frequency_capped: Some(true),
+            certificate_until: Some(1_900_000_000),
+            engines: vec![engine("tract", Some("0.23.4"), None), engine("cpu", None, Some("no library"))],
+            ..Hardware::default()
+        };
+        assert_eq!(
+            hardware_lines(&hardware)[1..],
+            [
+                "health    clock is wrong, frequency capped",
+                "engines   tract 0.23.4, no cpu (no library)",
+                "identity  good until 2030-03-17",
+            ]
+        );
     }
 
     #[test]

@@ -9,8 +9,8 @@
 //!   sends it again after [`Event::Connected`]. So no stale state is ever published after a reconnect.
 //! - [`Event::Connected`] comes after the broker has granted every subscription, and is never missed: a
 //!   connection that can't be told to the consumer is given up and made again.
-//! - A slow consumer never stops the keep-alive: messages that do not fit into its queue are dropped and
-//!   counted; in a persistent session they are not acknowledged, and come again.
+//! - A slow consumer never stops the keep-alive: it is waited for a moment, then messages that do not fit into its queue
+//!   are dropped and counted; in a persistent session they are not acknowledged, and come again.
 //! - A peer that is gone without a word is noticed within two intervals of pings; one that is slow is not taken for it.
 //! - An undecodable or foreign packet ends the connection, never the process; retries back off with jitter.
 

@@ -78,6 +78,8 @@ pub struct Measured {
     pub again: u64,
     /// Messages that the registry dropped, because its queues were full.
     pub shed: u64,
+    /// Messages that its session dropped before.
+    pub dropped: u64,
     /// What the registry took for the rows.
     pub registry_rows: Used,
     /// What it took for the chunks.
@@ -154,6 +156,7 @@ pub fn measure(devices: usize) -> Result<Measured, Failure> {
         bytes_per_second,
         again: shared.again.load(Ordering::Relaxed),
         shed: client.metric("edgewise_messages_shed_total")?,
+        dropped: client.metric("edgewise_mqtt_dropped_messages_total")?,
         registry_rows,
         registry_chunks,
         broker_memory: Meter::new(broker.id()).memory()?,

@@ -30,7 +30,11 @@ impl Mosquitto {
         let mut failure = Failure::new();
         for _ in 0..TRIES {
             let port = free_port()?;
-            let config = format!("listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n");
+            // A registry hears each device's state when it connects, at once: by itself the broker holds 1000 messages
+            // for it.
+            let config = format!(
+                "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_queued_messages 100000\n"
+            );
             files::write(&directory.join("mosquitto.conf"), config)?;
             match run(directory, port) {
                 Ok(process) => {

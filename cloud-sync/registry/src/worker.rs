@@ -10,6 +10,7 @@
 
 mod batches;
 mod pieces;
+mod words;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -32,19 +33,13 @@ use crate::sharing::Sharing;
 use crate::sink::Sink;
 use crate::store::{Note, Store};
 use pieces::Pieces;
+use words::Words;
 
 /// Lanes on which batches are stored: a few devices at once keep the disk busy, and each lane may hold a decoded batch.
 const LANES: usize = 4;
 
 /// Batches that may wait on a lane: 32 of at most 128 KiB on 4 lanes bound the memory to 16 MiB.
 const LANE_QUEUE: usize = 32;
-
-/// Words of devices about themselves that may wait: the burst of retained messages after a connect. Few are large;
-/// 1024 of at most 128 KiB bound the memory to 128 MiB.
-const NOTES_QUEUE: usize = 1024;
-
-/// Words that are kept in one transaction.
-const NOTES_AT_ONCE: usize = 256;
 
 /// Pause before words that a database did not take are given to it again.
 const NOTE_AGAIN: Duration = Duration::from_secs(1);
@@ -128,12 +123,13 @@ pub async fn run(
             }
         }
     }
+    queues.words.close();
     drop(queues);
     while tasks.join_next().await.is_some() {}
 }
 
 struct Queues {
-    notes: mpsc::Sender<Note>,
+    words: Arc<Words>,
     fetches: mpsc::Sender<(DeviceId, Fetch)>,
     lanes: Vec<mpsc::Sender<(DeviceId, Telemetry)>>,
     replies: mpsc::Sender<(DeviceId, Reply)>,
@@ -141,8 +137,8 @@ struct Queues {
 
 impl Queues {
     fn spawn(parts: &Parts, tasks: &mut JoinSet<()>) -> Self {
-        let (notes, receiver) = mpsc::channel(NOTES_QUEUE);
-        tasks.spawn(keep_notes(parts.clone(), receiver));
+        let words = Arc::new(Words::default());
+        tasks.spawn(keep_words(parts.clone(), words.clone()));
         let (fetches, receiver) = mpsc::channel(FETCH_QUEUE);
         tasks.spawn(answer_fetches(parts.clone(), receiver));
         let (replies, receiver) = mpsc::channel(REPLY_QUEUE);
@@ -152,7 +148,7 @@ impl Queues {
             tasks.spawn(batches::store(parts.clone(), receiver));
             lane
         });
-        Self { notes, fetches, lanes: lanes.collect(), replies }
+        Self { words, fetches, lanes: lanes.collect(), replies }
     }
 
     /// Puts a message into its queue.
@@ -168,9 +164,9 @@ impl Queues {
         let body = &message.body;
         let taken = match kind {
             Kind::Presence => read::<Presence>(body, &device)
-                .map(|presence| send(&self.notes, Note::Presence(device, presence))),
+                .map(|presence| self.words.put(Note::Presence(device, presence), body.len())),
             Kind::Reported => read::<Reported>(body, &device)
-                .map(|reported| send(&self.notes, Note::Reported(device, Box::new(reported)))),
+                .map(|reported| self.words.put(Note::Reported(device, Box::new(reported)), body.len())),
             Kind::Fetch => read::<Fetch>(body, &device).map(|fetch| send(&self.fetches, (device, fetch))),
             Kind::Telemetry => read::<Telemetry>(body, &device).map(|telemetry| {
                 let mut hasher = DefaultHasher::new();
@@ -202,13 +198,12 @@ fn read<M: Message>(body: &[u8], device: &DeviceId) -> Option<M> {
     contract::decode(body).inspect_err(|error| tracing::warn!(%device, %error, "a message was dropped")).ok()
 }
 
-async fn keep_notes(parts: Parts, mut queue: mpsc::Receiver<Note>) {
-    let mut notes = Vec::with_capacity(NOTES_AT_ONCE);
-    while queue.recv_many(&mut notes, NOTES_AT_ONCE).await > 0 {
+async fn keep_words(parts: Parts, words: Arc<Words>) {
+    while let Some(notes) = words.take().await {
         let noted = loop {
             match parts.store.note(&notes, crate::now_ms()).await {
                 Ok(noted) => break noted,
-                // Nobody says it again soon, so it is kept here; what does not fit into the queue meanwhile is counted.
+                // Nobody says it again soon, so it is kept here; what does not fit beside it is counted.
                 Err(error) => {
                     tracing::warn!(%error, retry_in = ?NOTE_AGAIN, "what devices report is not kept yet");
                     tokio::time::sleep(NOTE_AGAIN).await;
@@ -217,7 +212,6 @@ async fn keep_notes(parts: Parts, mut queue: mpsc::Receiver<Note>) {
         };
         parts.counters.failed.fetch_add(noted.lost, Ordering::Relaxed);
         parts.deployments.publish_soon(noted.behind);
-        notes.clear();
     }
 }
 

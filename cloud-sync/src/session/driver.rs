@@ -20,6 +20,10 @@ use crate::topic::Qos;
 /// Places in the consumer's queue which messages can't take, so that a flood never hides that the connection was lost.
 pub(super) const RESERVED_FOR_LINK: usize = 8;
 
+/// How long a consumer that is behind is waited for, once until it is up with the messages again: a broker hands over
+/// what it has in bursts, and nobody takes a thousand messages before they are there. Far less than any keep-alive.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
 /// How long an answer of the broker may be awaited while nothing leaves, before the connection is taken for
 /// dead. A broker that answers pings but loses an acknowledgement would otherwise hold up the client for ever.
 pub(super) const STALL: Duration = Duration::from_secs(60);
@@ -123,7 +127,9 @@ impl Driver {
         self.wait_at_most(CONNECT_TIMEOUT);
         let mut renewal = Renewal::due(renewal);
         let mut progress = Instant::now();
+        let mut is_patient = true;
         loop {
+            is_patient = catch_up(&self.events, is_patient).await;
             if let Some(login) = renewal.take_login(self.is_idle()) {
                 return Ok(End::Renewal(login));
             }
@@ -358,4 +364,13 @@ fn is_progress(event: &rumqttc::Event) -> bool {
         Event::Incoming(Packet::ConnAck(_) | Packet::PubAck(_))
             | Event::Outgoing(Outgoing::Publish(_) | Outgoing::Subscribe(_))
     )
+}
+
+/// Waits for room in the consumer's queue, unless it was waited for in vain; says whether to wait the next time.
+async fn catch_up(events: &mpsc::Sender<Event>, is_patient: bool) -> bool {
+    let wanted = RESERVED_FOR_LINK + 1;
+    if events.capacity() >= wanted {
+        return true;
+    }
+    is_patient && tokio::time::timeout(CATCH_UP, events.reserve_many(wanted)).await.is_ok()
 }

@@ -149,6 +149,22 @@ async fn a_slow_consumer_misses_messages_and_never_the_link() {
 }
 
 #[tokio::test]
+async fn a_burst_larger_than_the_queue_reaches_whoever_takes_it_at_once() {
+    const BURST: usize = 8 * INCOMING_QUEUE;
+    let (broker, mut session) = start(driver::STALL).await;
+    let mut peer = Peer::subscribed(&broker).await;
+    session.connected().await;
+    let burst = [0x30, 6, 0, 3, b'f', b'o', b'o', b'!'].repeat(BURST);
+    let taken = async {
+        for _ in 0..BURST {
+            assert!(matches!(session.event().await, Event::Message(_)));
+        }
+    };
+    tokio::join!(peer.send(&burst), taken);
+    assert_eq!(session.sender.counters().dropped.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
 async fn garbage_ends_the_connection_and_no_more() {
     let (broker, mut session) = start(driver::STALL).await;
     // An acknowledgement nobody waits for; a topic that is no text; a length without end. Each costs a longer

@@ -7,7 +7,7 @@ fn main() -> Result<(), Failure> {
     let counts: Result<Vec<usize>, _> = std::env::args().skip(1).map(|count| count.parse()).collect();
     let counts = counts.map_err(|_| "usage: fleet COUNT…".to_owned())?;
     println!(
-        "| devices | all online | all told | all follow | rows/s | registry: cores, MB | chunks MB/s | registry: cores, MB | broker MB | shed | sent again |"
+        "| devices | all online | all told | all follow | rows/s | registry: cores, MB | chunks MB/s | registry: cores, MB | broker MB | shed by the registry | sent again |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for count in if counts.is_empty() { vec![100] } else { counts } {
@@ -31,7 +31,7 @@ fn print(fleet: &Measured) {
         fleet.registry_chunks.cores,
         mb(fleet.registry_chunks.memory),
         mb(fleet.broker_memory),
-        fleet.shed,
+        fleet.shed + fleet.dropped,
         fleet.again,
     );
 }

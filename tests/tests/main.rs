@@ -15,6 +15,7 @@ mod doctor;
 mod edge_peer;
 mod edge_rules;
 mod engines;
+mod fleet;
 mod gate;
 mod http_api;
 mod journey;

@@ -30,9 +30,6 @@ const BATCH_ROWS: u64 = 100;
 /// Bytes of the bundle that all pull.
 const BUNDLE: usize = 4 << 20;
 
-/// How long rows, and then chunks, are moved.
-const MOVING: Duration = Duration::from_secs(20);
-
 /// Longest that a fleet may take to come, or to be told something.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -88,8 +85,9 @@ pub struct Measured {
     pub broker_memory: u64,
 }
 
-/// Runs a fleet of so many devices against a registry and a Mosquitto of its own, in `target/fleet/COUNT`.
-pub fn measure(devices: usize) -> Result<Measured, Failure> {
+/// Runs a fleet of so many devices against a registry and a Mosquitto of its own, in `target/fleet/COUNT`; they send rows
+/// and then pull chunks for as long as `moving`. A device that is lost on the way is a failure.
+pub fn measure(devices: usize, moving: Duration) -> Result<Measured, Failure> {
     raise_descriptors(devices)?;
     let directory = crate::fresh_directory(&format!("fleet/{devices}"))?;
     let broker = Mosquitto::start(&directory.join("broker"))?;
@@ -139,8 +137,9 @@ pub fn measure(devices: usize) -> Result<Measured, Failure> {
     let moved = |phase, counter: &AtomicU64| {
         let (before, used) = (counter.load(Ordering::Relaxed), meter.begin()?);
         to_all.send_replace(phase);
-        std::thread::sleep(MOVING);
-        let per_second = (counter.load(Ordering::Relaxed) - before) as f64 / MOVING.as_secs_f64();
+        // It is the time in which they do as much as they can.
+        std::thread::sleep(moving);
+        let per_second = (counter.load(Ordering::Relaxed) - before) as f64 / moving.as_secs_f64();
         let used = meter.used_since(&used)?;
         to_all.send_replace(Phase::Idle);
         Ok::<_, Failure>((per_second, used))

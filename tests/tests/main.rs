@@ -20,6 +20,7 @@ mod edge_peer;
 mod edge_rules;
 mod engines;
 mod enrolment;
+mod fleet;
 mod gate;
 mod http_api;
 mod journey;

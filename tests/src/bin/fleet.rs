@@ -1,7 +1,12 @@
 //! What a registry's fleet costs: `fleet COUNT…` prints a line of a table for each number of devices.
 
+use std::time::Duration;
+
 use e2e::fleet::{Measured, measure};
 use e2e::process::Failure;
+
+/// How long rows, and then chunks, are moved: as long as a receipt may take, so that what is sent again counts.
+const MOVING: Duration = Duration::from_secs(20);
 
 fn main() -> Result<(), Failure> {
     let counts: Result<Vec<usize>, _> = std::env::args().skip(1).map(|count| count.parse()).collect();
@@ -11,7 +16,7 @@ fn main() -> Result<(), Failure> {
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for count in if counts.is_empty() { vec![100] } else { counts } {
-        print(&measure(count)?);
+        print(&measure(count, MOVING)?);
     }
     Ok(())
 }

@@ -129,12 +129,15 @@ impl Root {
             .to_vec()
     }
 
-    /// What a registry listens to. Work is shared between replicas; what is retained goes to each of them,
-    /// since a broker gives no retained messages to a shared subscription.
-    pub fn of_registry(&self) -> Vec<(String, Qos)> {
+    /// What a registry listens to. Work is shared between the replicas of a `group`; what is retained goes to each of
+    /// them, since a broker gives no retained messages to a shared subscription.
+    ///
+    /// The group's name is to be known to its replicas alone: brokers let anybody join a group, and hand to each of its
+    /// members messages that no other gets, also to one that may not read them.
+    pub fn of_registry(&self, group: &str) -> Vec<(String, Qos)> {
         let all = |kind: Kind| (format!("{}/+/{kind}", self.0), kind.qos());
         // A group for each kind: rumqttd 0.20 keeps one place in the log for a group, whatever its filters are.
-        let shared = |kind: Kind| (format!("$share/registry-{kind}/{}/+/{kind}", self.0), kind.qos());
+        let shared = |kind: Kind| (format!("$share/{group}-{kind}/{}/+/{kind}", self.0), kind.qos());
         [Kind::Presence, Kind::Reported].map(all).into_iter().chain(SHARED.map(shared)).collect()
     }
 

@@ -180,7 +180,7 @@ pub async fn serve(
         }
     };
     let client_id = format!("edgewise-{}", uuid::Uuid::new_v4().simple());
-    let mut subscriptions = options.root.of_registry();
+    let mut subscriptions = options.root.of_registry(&store.group().await?);
     subscriptions.extend(sharing::probes(&options.root, &client_id));
     let (sender, events, driver) = session::open(session::Options {
         identity: session::Identity::Fixed(credentials),

@@ -29,6 +29,8 @@ pub struct Sharing {
 enum State {
     /// No probe has come; or there is no connection.
     Unknown,
+    /// The probes found no room, and this is when they are sent again.
+    Unsent(Instant),
     /// The plain probe has come, and this is until when the shared one may.
     Doubted(Instant),
     /// It is known.
@@ -55,8 +57,13 @@ impl Sharing {
             let (topic, body) = (topic.clone(), Bytes::from_static(b"probe"));
             self.sender.try_publish(Outgoing { topic, body, qos: Qos::AtLeastOnce, retain: false }).map(drop)
         };
-        if let Err(error) = probe(&self.shared).and_then(|()| probe(&self.plain)) {
-            tracing::warn!(%error, "it was not tried whether the broker has shared subscriptions");
+        match probe(&self.shared).and_then(|()| probe(&self.plain)) {
+            // The next connection begins anew.
+            Ok(()) | Err(SendError::Offline) => {}
+            Err(error) => {
+                tracing::debug!(%error, "whether the broker has shared subscriptions is tried a little later");
+                self.state = State::Unsent(Instant::now() + PATIENCE);
+            }
         }
     }
 
@@ -70,16 +77,19 @@ impl Sharing {
         true
     }
 
-    /// Ends when the shared probe has not come in time; never where there is nothing to wait for.
+    /// Ends when it is time for [`Sharing::give_up`]; never where there is nothing to wait for.
     pub async fn doubt(&self) {
         match self.state {
-            State::Doubted(until) => tokio::time::sleep_until(until).await,
+            State::Doubted(until) | State::Unsent(until) => tokio::time::sleep_until(until).await,
             State::Unknown | State::Known => std::future::pending().await,
         }
     }
 
-    /// Listens to everything.
+    /// The shared probe has not come in time: listens to everything. Where none was sent, sends them now.
     pub fn give_up(&mut self) {
+        if let State::Unsent(_) = self.state {
+            return self.begin();
+        }
         self.state = State::Known;
         match self.sender.subscribe(&self.root.unshared()) {
             Ok(()) => tracing::warn!(

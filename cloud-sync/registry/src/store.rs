@@ -17,6 +17,7 @@ mod devices;
 pub(crate) mod fixture;
 mod models;
 mod row_files;
+mod secrets;
 #[cfg(test)]
 pub(crate) use devices::tests;
 
@@ -43,8 +44,11 @@ const CONNECTIONS: u32 = 8;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The tables, by the steps in which they came to be.
-const MIGRATIONS: [(i64, &str, &str); 2] =
-    [(1, "registry", include_str!("store/schema.sql")), (2, "attempts", include_str!("store/attempts.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 3] = [
+    (1, "registry", include_str!("store/schema.sql")),
+    (2, "attempts", include_str!("store/attempts.sql")),
+    (3, "secrets", include_str!("store/secrets.sql")),
+];
 
 /// What the registry remembers. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -91,9 +95,10 @@ impl StoreError {
         match self {
             Self::Sql { source: Io(_) | Tls(_) | PoolTimedOut, .. } => true,
             // PostgreSQL's classes: connections, resources, locks (and what they made roll back), its start and end.
-            Self::Sql { source: Database(error), .. } => error.code().is_some_and(|code| {
-                code.len() == 5
-                    && ["08", "53", "55P", "40", "57P"].iter().any(|class| code.starts_with(class))
+            // SQLite's are numbers, whose low byte says: busy, locked, a disk that fails, a full one.
+            Self::Sql { source: Database(error), .. } => error.code().is_some_and(|code| match code.len() {
+                5 => ["08", "53", "55P", "40", "57P"].iter().any(|class| code.starts_with(class)),
+                _ => code.parse().is_ok_and(|code: u32| [5, 6, 10, 13].contains(&(code & 0xff))),
             }),
             _ => false,
         }

@@ -172,7 +172,13 @@ impl Authority {
         if certificate.exists() {
             return Ok(());
         }
-        let pair = KeyPair::generate().map_err(|error| self.unusable(error))?;
+        // A key that is there has signed certificates: a new one would cut their holders off.
+        let pair = match fs::read_to_string(key) {
+            Ok(pem) => KeyPair::from_pem(&pem),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => KeyPair::generate(),
+            Err(error) => return Err(file("reading", key)(error)),
+        };
+        let pair = pair.map_err(|error| self.unusable(error))?;
         let mut authority = described(&pair);
         limit(&mut authority, AUTHORITY_DAYS)?;
         let signed = authority.self_signed(&pair).map_err(|error| self.unusable(error))?;
@@ -327,6 +333,18 @@ mod tests {
         for bad in [&[][..], &["a b".to_owned()], &["broker:8883".to_owned()], &["a..b".to_owned()]] {
             assert!(refused(&request, Holder::Broker(bad), 1), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_certificate_that_is_lost_is_made_anew_from_the_key() {
+        let (directory, authority) = authority();
+        let request = Request::new().unwrap().request;
+        authority.sign(&request, Holder::Registry, 1).unwrap();
+        let file = |name: &str| directory.path().join("authority").join(name);
+        let key = fs::read(file(KEY)).unwrap();
+        fs::remove_file(file(CERTIFICATE)).unwrap();
+        authority.sign(&request, Holder::Registry, 1).unwrap();
+        assert_eq!(fs::read(file(KEY)).unwrap(), key);
     }
 
     #[test]

@@ -8,17 +8,20 @@
 mod place;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cloud_sync::digest::Digest;
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
 use place::Place;
 
-/// Objects that a sweep deletes with one request, where the store can.
-const DELETED_TOGETHER: usize = 1000;
+/// Objects that a sweep deletes with one request, where the store can, and as many as are deleted before it is
+/// looked whether they still may be.
+const DELETED_TOGETHER: usize = 100;
 
 /// Where objects lie. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -69,9 +72,15 @@ impl Objects {
     /// do that can't read or sweep either, and should be told at the start.
     pub async fn open(url: &str) -> Result<Self, ObjectError> {
         let place = Place::open(url)?;
+        place.sync().await?;
         let first = place.store.list(None).next().await;
         first.transpose().map_err(failed("listing", url))?;
         Ok(Self { place })
+    }
+
+    /// Deletes what killed processes left half-written, where it is older than `age`; says how many.
+    pub async fn delete_staged(&self, age: Duration) -> Result<usize, ObjectError> {
+        self.place.delete_staged(age).await
     }
 
     /// Writes an object.
@@ -118,34 +127,40 @@ impl Objects {
         }
     }
 
-    /// Deletes every chunk and manifest that `keep` does not want; returns how many. A power cut may bring some back
-    /// until the next sweep, which does no harm and saves a sync for each.
-    pub async fn sweep(&self, keep: impl Fn(Named) -> bool) -> Result<usize, ObjectError> {
-        let mut swept = 0;
-        for (prefix, named) in
-            [("chunks", Named::Chunk as fn(Digest) -> Named), ("manifests", Named::Manifest)]
-        {
+    /// The chunks and manifests that `keep` does not want, as many at a time as [`Objects::delete_all`] takes.
+    pub fn unwanted<'a>(
+        &'a self,
+        keep: impl Fn(Named) -> bool + Send + Sync + 'a,
+    ) -> BoxStream<'a, Result<Vec<Path>, ObjectError>> {
+        let kinds = [("chunks", Named::Chunk as fn(Digest) -> Named), ("manifests", Named::Manifest)];
+        let all = futures_util::stream::iter(kinds).flat_map(move |(prefix, named)| {
             let listing = self.place.store.list(Some(&Path::from(prefix)));
-            let unwanted = listing.try_filter_map(|object| {
-                let digest = object.location.filename().and_then(|name| name.parse().ok());
-                let unwanted = digest.is_some_and(|digest| !keep(named(digest)));
-                std::future::ready(Ok(unwanted.then_some(object.location)))
-            });
-            let mut unwanted = unwanted.try_chunks(DELETED_TOGETHER);
-            while let Some(paths) = unwanted.next().await {
-                let paths = paths.map_err(|error| failed("listing", prefix)(error.1))?;
-                let paths = futures_util::stream::iter(paths.into_iter().map(Ok)).boxed();
-                let mut deleted = self.place.store.delete_stream(paths);
-                while let Some(deleted) = deleted.next().await {
-                    match deleted {
-                        Ok(_) => swept += 1,
-                        Err(object_store::Error::NotFound { .. }) => {}
-                        Err(error) => return Err(failed("deleting from", prefix)(error)),
-                    }
-                }
+            listing.map(move |object| {
+                let path = object.map_err(failed("listing", prefix))?.location;
+                let digest = path.filename().and_then(|name| name.parse().ok());
+                Ok((digest.map(named), path))
+            })
+        });
+        let unwanted = all.try_filter_map(move |(named, path): (Option<Named>, Path)| {
+            std::future::ready(Ok(named.is_some_and(|named| !keep(named)).then_some(path)))
+        });
+        unwanted.try_chunks(DELETED_TOGETHER).map_err(|error| error.1).boxed()
+    }
+
+    /// Deletes objects; says how many there were. A power cut may bring some back until the next sweep, which does no harm
+    /// and saves a sync for each.
+    pub async fn delete_all(&self, paths: Vec<Path>) -> Result<usize, ObjectError> {
+        let paths = futures_util::stream::iter(paths.into_iter().map(Ok)).boxed();
+        let mut deletions = self.place.store.delete_stream(paths);
+        let mut deleted = 0;
+        while let Some(deletion) = deletions.next().await {
+            match deletion {
+                Ok(_) => deleted += 1,
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(failed("deleting", "what no version needs")(error)),
             }
         }
-        Ok(swept)
+        Ok(deleted)
     }
 }
 
@@ -185,9 +200,15 @@ mod tests {
         assert!(objects.put_named(kept, Bytes::from_static(b"kept")).await.unwrap());
         assert!(!objects.put_named(kept, Bytes::from_static(b"kept")).await.unwrap(), "it is there already");
         objects.put_named(lost, Bytes::from_static(b"lost")).await.unwrap();
-        assert_eq!(objects.sweep(|named| named == kept).await.unwrap(), 1);
+        let unwanted: Vec<Vec<Path>> = objects.unwanted(|named| named == kept).try_collect().await.unwrap();
+        assert_eq!(objects.delete_all(unwanted.concat()).await.unwrap(), 1);
         assert_eq!(objects.get_named(lost).await.unwrap(), None);
         assert_eq!(objects.get_named(kept).await.unwrap().unwrap(), &b"kept"[..]);
+        let half = directory.path().join(format!("{}#1", lost.path()));
+        std::fs::write(&half, b"lo").unwrap();
+        assert_eq!(objects.delete_staged(Duration::from_secs(60)).await.unwrap(), 0, "it is being written");
+        assert_eq!(objects.delete_staged(Duration::ZERO).await.unwrap(), 1);
+        assert!(!half.exists());
         objects.put(&kept.path(), Bytes::from_static(b"kepT")).await.unwrap();
         assert!(matches!(objects.get_named(kept).await, Err(ObjectError::Damaged(_))));
         assert!(objects.put_named(kept, Bytes::from_static(b"kept")).await.unwrap(), "it is mended");

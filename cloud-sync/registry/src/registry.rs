@@ -192,7 +192,7 @@ impl Registry {
 
     /// Deletes what no version needs; says how much. None while another replica registers or sweeps.
     async fn sweep(&self) -> Result<Option<usize>, RegistryError> {
-        let Some(_nothing_is_registered) = self.store.sweeping().await? else { return Ok(None) };
+        let Some(mut sweeping) = self.store.sweeping().await? else { return Ok(None) };
         let mut needed = HashSet::new();
         let bundles: HashSet<Digest> = self.store.bundle_digests().await?.into_iter().collect();
         for digest in &bundles {
@@ -203,7 +203,13 @@ impl Registry {
             Named::Chunk(digest) => needed.contains(&digest),
             Named::Manifest(digest) => bundles.contains(&digest),
         };
-        Ok(Some(self.objects.sweep(keep).await?))
+        let mut unwanted = self.objects.unwanted(keep);
+        let mut swept = 0;
+        while let Some(paths) = unwanted.try_next().await? {
+            sweeping.still_holds().await?;
+            swept += self.objects.delete_all(paths).await?;
+        }
+        Ok(Some(swept))
     }
 
     /// Makes the manifest and the chunks of a bundle durable.

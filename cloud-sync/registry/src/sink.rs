@@ -32,6 +32,10 @@ use crate::store::{RowFile, Store, StoreError};
 /// Longest time in which an attempt writes its objects. A store that takes longer has the device send again.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(120);
 
+/// How long another replica's attempt is left alone. A device that hears nothing sends again after 20 s, and then after
+/// twice as long each time: so a replica that died holds a stream up for that long, and a slow store is given its time.
+const LEFT_ALONE: Duration = Duration::from_secs(15);
+
 /// How old an attempt must be for what it left to be swept: nobody writes for it any more, though clocks differ.
 const ABANDONED: Duration = Duration::from_secs(600);
 
@@ -89,6 +93,9 @@ pub enum SinkError {
     /// Another attempt to store the same rows won; worth another try, which will find them stored.
     #[error("the stream was moved by another attempt")]
     Overtaken,
+    /// Another replica is storing rows of this stream; worth another try.
+    #[error("another replica is storing rows of this stream")]
+    Underway,
     /// The object store is slow; worth another try.
     #[error("writing the rows took longer than {LONGEST_ATTEMPT:?}")]
     Slow,
@@ -126,11 +133,13 @@ impl Sink {
         let attempt = self.prepare(device, telemetry).await?;
         let receipt = Receipt { stream: stream.clone(), durable_through: attempt.through };
         if attempt.through > attempt.before {
-            for path in self.store.doom_stream(device, &stream).await? {
-                self.objects.delete(&path).await?;
-            }
+            self.make_way(device, &stream).await?;
             let written = tokio::time::timeout(LONGEST_ATTEMPT, self.write(&stream, &attempt)).await;
-            written.map_err(|_| SinkError::Slow)??;
+            if let Err(error) = written.unwrap_or(Err(SinkError::Slow)) {
+                // It is ours and over: the next attempt shall not wait for it.
+                self.store.doom_stream(device, &stream).await?;
+                return Err(error);
+            }
             if !self.commit(device, &stream, &attempt).await? {
                 // The attempt that won may have looked for leftovers before these were written.
                 for (file, _) in &attempt.files {
@@ -147,11 +156,16 @@ impl Sink {
         Ok(receipt)
     }
 
-    /// Deletes what abandoned attempts have left, at the start and then now and again, until `stop`.
+    /// Deletes what abandoned attempts have left, at the start and then now and again, until `stop`. Half-written files are
+    /// left by processes alone that were killed before this one began: they are old enough the second time at the latest.
     pub async fn sweep_abandoned(&self, stop: CancellationToken) {
-        loop {
+        for turn in 0.. {
             let age = u64::try_from(ABANDONED.as_millis()).unwrap_or(u64::MAX);
-            if let Err(error) = self.delete_before(crate::now_ms().saturating_sub(age)).await {
+            let mut swept = self.delete_before(crate::now_ms().saturating_sub(age)).await;
+            if turn < 2 && swept.is_ok() {
+                swept = self.objects.delete_staged(ABANDONED).await.map(drop).map_err(SinkError::from);
+            }
+            if let Err(error) = swept {
                 tracing::error!(%error, retry_in = ?ABANDONED, "what abandoned attempts left was not deleted");
             }
             tokio::select! {
@@ -168,6 +182,20 @@ impl Sink {
         }
         if !doomed.is_empty() {
             self.store.forget_files(&doomed).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives up the attempts that others have left, unless one of them may still be at it.
+    async fn make_way(&self, device: &DeviceId, stream: &str) -> Result<(), SinkError> {
+        let (now, left_alone) = (crate::now_ms(), u64::try_from(LEFT_ALONE.as_millis()).unwrap_or(u64::MAX));
+        // Clocks of replicas differ: one that is far ahead is no reason to wait.
+        let recent = (now.saturating_sub(left_alone), now.saturating_add(left_alone));
+        if self.store.is_shared() && self.store.is_attempted(device, stream, recent).await? {
+            return Err(SinkError::Underway);
+        }
+        for path in self.store.doom_stream(device, stream).await? {
+            self.objects.delete(&path).await?;
         }
         Ok(())
     }
@@ -348,6 +376,11 @@ pub(crate) mod tests {
         let attempt = fixture.sink.prepare(&fixture.device, batch(1, encoded(0..10))).await.unwrap();
         // The process ends here, between the object and its commit.
         fixture.sink.write("s1", &attempt).await.unwrap();
+        if fixture.sink.store.is_shared() {
+            let early = fixture.sink.accept(&fixture.device, batch(1, encoded(0..12))).await;
+            assert!(matches!(early, Err(SinkError::Underway)), "the other may still be at it: {early:?}");
+        }
+        fixture.sink.store.age_attempts(LEFT_ALONE).await;
         assert_eq!(fixture.accept(batch(1, encoded(0..12))).await, 12);
         assert_eq!(fixture.rows().await, 12);
         assert!(
@@ -376,6 +409,7 @@ pub(crate) mod tests {
         let late = fixture.sink.prepare(&fixture.device, batch(1, encoded(0..10))).await.unwrap();
         let files: Vec<RowFile> = late.files.iter().map(|(file, _)| file.clone()).collect();
         fixture.sink.store.begin_attempt("s1", &late.id, &files, crate::now_ms()).await.unwrap();
+        fixture.sink.store.age_attempts(LEFT_ALONE).await;
         // Another replica stores the batch, and only then are the objects of this one written; then its process ends.
         assert_eq!(fixture.accept(batch(1, encoded(0..10))).await, 10);
         for (file, parquet) in &late.files {

@@ -1,5 +1,8 @@
 //! Where objects lie: a directory of this machine, or a bucket that many machines share. What differs between the two.
 
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,27 +39,74 @@ impl Place {
         Err(ObjectError::NotBuiltIn(url.split(':').next().unwrap_or_default().to_owned()))
     }
 
+    /// Makes durable what a killed process had renamed into its place and not synced: registrations will rely on it.
+    pub(super) async fn sync(&self) -> Result<(), ObjectError> {
+        self.on_disk(|root| rustix::fs::syncfs(File::open(root)?).map_err(io::Error::from)).await.map(drop)
+    }
+
+    /// Deletes what processes that were killed left half-written, where it is older than `age`; says how many. The library
+    /// writes to `NAME#NUMBER`, and neither lists nor deletes such names.
+    pub(super) async fn delete_staged(&self, age: Duration) -> Result<usize, ObjectError> {
+        let deleted = self.on_disk(move |root| {
+            let mut deleted = 0;
+            let mut open = vec![root.to_owned()];
+            while let Some(directory) = open.pop() {
+                for entry in fs::read_dir(&directory)? {
+                    let entry = entry?;
+                    // It may have got its name meanwhile.
+                    let Ok(metadata) = entry.metadata() else { continue };
+                    if metadata.is_dir() {
+                        open.push(entry.path());
+                    } else if is_staged(&entry.file_name())
+                        && metadata.modified()?.elapsed().is_ok_and(|is| is >= age)
+                    {
+                        fs::remove_file(entry.path())?;
+                        deleted += 1;
+                    }
+                }
+            }
+            Ok(deleted)
+        });
+        Ok(deleted.await?.unwrap_or(0))
+    }
+
+    /// Does blocking work on the directory, where there is one.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&std::path::Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<Option<T>, ObjectError> {
+        let Some(root) = self.root.clone() else { return Ok(None) };
+        let path = root.clone();
+        let done = tokio::task::spawn_blocking(move || work(&root))
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)));
+        done.map(Some).map_err(|source| ObjectError::Directory { path, source })
+    }
+
     /// Makes the deletion of an object durable. The library syncs the files that it writes, not what it deletes; a
     /// bucket's answer says that it is done.
     pub(super) async fn sync_deletion(&self, path: &str) -> Result<(), ObjectError> {
-        let Some(root) = &self.root else { return Ok(()) };
-        let directory = root.join(path).parent().map(ToOwned::to_owned).unwrap_or_else(|| root.clone());
-        let synced = tokio::task::spawn_blocking(move || match std::fs::File::open(&directory) {
-            Ok(opened) => opened.sync_all().map_err(|source| (directory, source)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err((directory, source)),
-        });
-        match synced.await {
-            Ok(result) => result.map_err(|(path, source)| ObjectError::Directory { path, source }),
-            Err(error) => {
-                Err(ObjectError::Directory { path: path.into(), source: std::io::Error::other(error) })
+        let path = path.to_owned();
+        let sync = move |root: &std::path::Path| {
+            let object = root.join(path);
+            match File::open(object.parent().unwrap_or(root)) {
+                Ok(directory) => directory.sync_all(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
             }
-        }
+        };
+        self.on_disk(sync).await.map(drop)
     }
 }
 
+/// Whether the library writes to a file of that name.
+fn is_staged(name: &OsStr) -> bool {
+    let number = name.to_str().and_then(|name| name.rsplit_once('#')).map(|(_, number)| number);
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 fn directory(root: PathBuf) -> Result<Place, ObjectError> {
-    std::fs::create_dir_all(&root).map_err(|source| ObjectError::Directory { path: root.clone(), source })?;
+    fs::create_dir_all(&root).map_err(|source| ObjectError::Directory { path: root.clone(), source })?;
     let path = root.display().to_string();
     let store = LocalFileSystem::new_with_prefix(&root)
         .map_err(|source| ObjectError::Store { doing: "opening", path, source })?

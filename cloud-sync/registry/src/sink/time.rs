@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - What the device's clock said stays in the row; what is made of it stands beside it, with its source.
-//! - A run's rows keep their distances: all that is put right in a batch is moved by what lies between two readings of a
-//!   clock that only goes forward.
+//! - Rows of a run that are put right keep their distances: each is moved by what lies between two readings of a clock that
+//!   only goes forward. A clock that was stepped by about the tolerance leaves some of them as they are.
 //! - No row is put right by guessing: where the run that captured it has ended, its time is believed or it is not known.
 
 use cloud_sync::contract::Clock;

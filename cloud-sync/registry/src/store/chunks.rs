@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use sqlx::{Any, AnyPool, Transaction};
+use sqlx::{Any, AnyPool, Executor, Transaction};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::backend::Backend;
@@ -26,7 +26,7 @@ pub struct Registering {
 /// A sweep under way: nothing is registered before it ends.
 #[derive(Debug)]
 pub struct Sweeping {
-    _everywhere: Option<Transaction<'static, Any>>,
+    everywhere: Option<Transaction<'static, Any>>,
     _here: OwnedRwLockWriteGuard<()>,
 }
 
@@ -56,7 +56,20 @@ impl Store {
             }
             everywhere = Some(alone);
         }
-        Ok(Some(Sweeping { _everywhere: everywhere, _here: here }))
+        Ok(Some(Sweeping { everywhere, _here: here }))
+    }
+}
+
+impl Sweeping {
+    /// Makes sure that the sweep still holds up registrations: its connection may have been lost meanwhile, and the
+    /// database then lets others register.
+    ///
+    /// # Errors
+    /// It does not, or that can't be said.
+    pub async fn still_holds(&mut self) -> Result<(), StoreError> {
+        let Some(transaction) = &mut self.everywhere else { return Ok(()) };
+        let answer = transaction.execute("SELECT 1").await;
+        answer.map(drop).map_err(sql("holding up registrations while chunks are swept"))
     }
 }
 

@@ -145,12 +145,40 @@ impl Store {
         Ok(true)
     }
 
+    /// Whether an attempt of a stream that began between two times is neither at its end nor given up.
+    pub async fn is_attempted(
+        &self,
+        device: &DeviceId,
+        stream: &str,
+        (since_ms, until_ms): (u64, u64),
+    ) -> Result<bool, StoreError> {
+        const DOING: &str = "looking for an attempt to store rows";
+        let found = query(
+            "SELECT path FROM row_files WHERE state = 'pending' AND state <> 'durable' AND device = $1 \
+             AND stream = $2 AND begun_ms BETWEEN $3 AND $4 LIMIT 1",
+        )
+        .bind(device.to_string())
+        .bind(stream.to_owned())
+        .bind(signed(since_ms, DOING)?)
+        .bind(signed(until_ms, DOING)?)
+        .fetch_optional(&self.pool)
+        .await;
+        found.map(|row| row.is_some()).map_err(sql(DOING))
+    }
+
+    /// Has all attempts have begun so much earlier.
+    #[cfg(test)]
+    pub(crate) async fn age_attempts(&self, by: std::time::Duration) {
+        let age = query("UPDATE row_files SET begun_ms = begun_ms - $1");
+        age.bind(i64::try_from(by.as_millis()).unwrap() + 1000).execute(&self.pool).await.unwrap();
+    }
+
     /// Gives up every attempt of a stream that did not come to its end; returns the objects to delete.
     pub async fn doom_stream(&self, device: &DeviceId, stream: &str) -> Result<Vec<String>, StoreError> {
         const DOING: &str = "giving up unfinished rows";
         let rows = query(
-            "UPDATE row_files SET state = 'doomed' WHERE state <> 'durable' AND device = $1 AND stream = $2 \
-             RETURNING path",
+            "UPDATE row_files SET state = 'doomed' WHERE state = 'pending' AND state <> 'durable' AND device = $1 \
+             AND stream = $2 RETURNING path",
         )
         .bind(device.to_string())
         .bind(stream.to_owned())

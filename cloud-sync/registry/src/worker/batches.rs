@@ -1,8 +1,9 @@
 //! One lane of batches of rows: each is stored and answered with a receipt, a device's one after the other.
 //!
 //! A broker gives one device's batches to the replicas in turn, so the batch before one may be in another's hands. A
-//! batch that comes too early is therefore held for a while, without holding up those behind it; only then is its
-//! device told to send again from where the stream ends.
+//! batch that comes too early is therefore held for a while, without holding up those behind it. Only then is its
+//! device told to send again from where the stream ends; while another replica stores rows of it, and where there is no
+//! room to hold it, the device is left to its own patience, for what it repeats at once would come too early again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,9 +25,9 @@ const HOLD: Duration = Duration::from_secs(2);
 /// Between two looks whether what came before has been stored: a small part of a round trip with receipts.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// Batches that a lane may hold: 16 of at most 128 KiB on 4 lanes bound the memory to 8 MiB. A device has four on
+/// Batches that a lane may hold: 64 of at most 128 KiB on 4 lanes bound the memory to 32 MiB. A device has four on
 /// their way.
-const HELD: usize = 16;
+const HELD: usize = 64;
 
 /// A batch that came too early.
 struct Held {
@@ -73,8 +74,20 @@ async fn take(parts: &Parts, batch: Held, may_hold: bool) -> Option<Held> {
     let Held { device, telemetry, until } = &batch;
     let receipt = match parts.sink.accept(device, telemetry.clone()).await {
         Ok(receipt) => receipt,
-        Err(SinkError::Hole { .. } | SinkError::Overtaken) if may_hold && Instant::now() < *until => {
+        Err(SinkError::Hole { .. } | SinkError::Overtaken | SinkError::Underway)
+            if may_hold && Instant::now() < *until =>
+        {
             return Some(batch);
+        }
+        Err(error @ (SinkError::Underway | SinkError::Overtaken)) => {
+            parts.sink.counters().early.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%device, %error, "a batch was left to be sent again");
+            return None;
+        }
+        Err(error @ SinkError::Hole { .. }) if !may_hold && parts.store.is_shared() => {
+            parts.sink.counters().early.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%device, %error, "a batch found no room to wait and was left to be sent again");
+            return None;
         }
         // The receipt says from where the device has to send again.
         Err(SinkError::Hole { before, .. }) => {

@@ -43,7 +43,8 @@ impl Words {
         let mut waiting = self.waiting();
         let before = waiting.words.get(&key).map(|(_, bytes)| *bytes);
         let after = waiting.bytes.saturating_sub(before.unwrap_or(0)).saturating_add(bytes);
-        if after > WAITING_BYTES {
+        // A newer word takes the place of the older one even where there is no room: one message at the most is too much.
+        if after > WAITING_BYTES && before.is_none() {
             return false;
         }
         waiting.bytes = after;

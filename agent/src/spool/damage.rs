@@ -7,9 +7,9 @@
 
 use std::fs;
 
-use super::error::disk;
-use super::segment::{self, Segment, SegmentError};
-use super::{Span, Spool, SpoolError, directory};
+use super::error::{disk, is_full};
+use super::segment::{self, SegmentError};
+use super::{Span, Spool, SpoolError, directory, reserve};
 use crate::durable;
 
 /// Losses kept for a caller that does not take them; the ledger counts all.
@@ -32,6 +32,7 @@ impl Spool {
         let entries = directory::segments(&self.directory).map_err(disk("listing", &self.directory))?;
         let mut unreadable = Vec::new();
         let mut never_before = self.record.next;
+        let begins: Vec<u64> = entries.iter().filter_map(|entry| Some(entry.numbers?.0)).collect();
         for entry in entries {
             let path = self.directory.join(&entry.name);
             let (first, end) = match entry.numbers {
@@ -40,10 +41,13 @@ impl Spool {
                     continue;
                 }
                 Some((first, Some(end))) => (first, end),
-                // What a killed process had written and not synced counts from now on, so it is synced first.
+                // What a killed process had written and not synced counts from now on, so it is synced first. It ends where
+                // the next one begins: rows beyond were refused when the disk failed, and their numbers given to others.
                 Some((first, None)) => {
-                    match Segment::load(&path, first).and_then(|segment| segment.sync().map(|()| segment)) {
-                        Ok(segment) if segment.end() > first => (first, segment.end()),
+                    let next = begins.iter().copied().find(|begin| *begin > first).unwrap_or(u64::MAX);
+                    let loaded = reserve::load(&self.directory, &path, first);
+                    match loaded.and_then(|segment| segment.sync().map(|()| segment)) {
+                        Ok(segment) if segment.end() > first => (first, segment.end().min(next)),
                         Ok(_) if self.record.next <= first => {
                             // Made and, by all that is known, never written. If the ledger is older than that (a
                             // power cut), there were rows, and their numbers must not come again.
@@ -60,11 +64,15 @@ impl Spool {
                             unreadable.push((entry.name, why));
                             continue;
                         }
-                        Err(SegmentError::Machine(_)) if self.record.next > first => {
-                            // sled can't open a database on a full disk, but the agent has to start there all the
-                            // same. The ledger is believed about where the segment ends.
+                        // sled can't open a database on a full disk, but the agent has to start there all the same. The
+                        // ledger is believed about where the segment ends, and one of which it knows nothing is set aside.
+                        Err(SegmentError::Machine(error)) if is_full(&error) => {
                             never_before = never_before.max(first + segment::MAX_ROWS);
-                            (first, self.record.next)
+                            if self.record.next <= first {
+                                unreadable.push((entry.name, error.to_string()));
+                                continue;
+                            }
+                            (first, self.record.next.min(next))
                         }
                         Err(error) => return Err(SpoolError::segment("opening", &path, error)),
                     }

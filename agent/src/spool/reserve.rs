@@ -37,7 +37,7 @@ pub(super) fn keep(directory: &Path) {
     }
 }
 
-/// Opens the closed segment at `path`; on a full disk in the room that was held for it.
+/// Opens the segment at `path`; on a full disk in the room that was held for it.
 pub(super) fn load(directory: &Path, path: &Path, first: u64) -> Result<Segment, SegmentError> {
     match Segment::load(path, first) {
         Err(SegmentError::Machine(error))

@@ -454,6 +454,22 @@ fn an_old_ledger_costs_nothing_and_no_number_comes_twice() {
     }
 }
 
+/// The disk failed while rows were written and when the segment was to be closed; it was refused rows that it kept.
+#[test]
+fn a_segment_that_could_not_be_closed_ends_where_the_next_begins() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(&directory));
+    for (first, count) in [(1, 10), (8, 5)] {
+        let path = directory.path().join(directory::segment_name(first, None));
+        let mut segment = segment::Segment::create(&path, first).unwrap();
+        segment.append(&rows(first, count, 100)).unwrap();
+    }
+    let mut spool = open(&directory);
+    let all = read_all(&mut spool);
+    let expected: Vec<(u64, Vec<u8>)> = (1..13).map(|number| (number, row(number, 100))).collect();
+    assert_eq!(all, expected);
+}
+
 /// The test binary again, running one ignored test below on `directory`.
 fn child(test: &str, directory: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cloud_sync::contract::{AgentInfo, Hardware, Ledger, Presence, Reported};
 use tokio::sync::watch;
@@ -84,6 +84,7 @@ impl Reporter {
     pub async fn run(mut self, link: Link, mut connects: watch::Receiver<u64>, stop: CancellationToken) {
         let mut due = tokio::time::interval(REPORT);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut drained: Option<Instant> = None;
         loop {
             let with_presence = tokio::select! {
                 () = stop.cancelled() => break,
@@ -94,10 +95,12 @@ impl Reporter {
                     false
                 }
                 Ok(()) = self.ledger.changed() => {
-                    // Rows come and go all the time: they are worth a report a minute, unless all are up.
-                    if self.ledger.borrow_and_update().held > 0 {
+                    // Rows come and go all the time. That all are up is worth a word of its own, and not with each batch.
+                    let is_news = drained.is_none_or(|drained| drained.elapsed() >= REPORT);
+                    if self.ledger.borrow_and_update().held > 0 || !is_news {
                         continue;
                     }
+                    drained = Some(Instant::now());
                     false
                 }
                 _ = due.tick() => {

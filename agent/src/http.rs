@@ -1,13 +1,14 @@
 //! The HTTP server: who may come in, how many at once, for how long, and what is answered where.
 //!
 //! - `inference` the Open Inference Protocol; `azure` `/score` as Azure ML serves it, with its `swagger`;
-//! - `metrics` what is counted; `intake` the reading of bodies; `failure` the errors; `probe` whether it still answers;
-//! - `places` who may be connected.
+//! - `metrics` what is counted; `intake` the bodies; `failure` the errors; `probe` whether it still answers;
+//! - `places` who may be connected; `patient` who is given up.
 //!
 //! Invariants:
-//! - Memory is bounded whoever calls: connections, headers, each body and all bodies together have limits.
-//! - No peer holds a connection for nothing: heads and bodies must arrive in time, an idle one is closed, and makes way
-//!   sooner where others want in.
+//! - Memory is bounded whoever calls: connections, headers, each body and all bodies together, those of answers too, have
+//!   limits.
+//! - No peer holds a connection for nothing: heads and bodies must arrive in time, answers be taken, an idle one is
+//!   closed, and makes way sooner where others want in.
 //! - Large bodies are read and written on blocking threads, so that they delay nobody else's small ones.
 //! - Every refusal has a status and one line in JSON, and is counted.
 
@@ -16,6 +17,7 @@ mod failure;
 mod inference;
 mod intake;
 mod metrics;
+mod patient;
 mod places;
 mod probe;
 mod swagger;
@@ -45,6 +47,7 @@ use tokio_util::task::TaskTracker;
 use self::failure::Failure;
 use self::intake::Intake;
 use self::metrics::HttpCounters;
+use self::patient::Patient;
 use self::places::{Place, Places};
 pub use self::probe::Probe;
 use crate::config;
@@ -67,7 +70,8 @@ const MAX_CONNECTIONS: usize = 256;
 /// Largest head of a request, and what is read at once of a body. Browsers and proxies send a tenth of it.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// Longest time that a request's head, and then its body, may take to arrive, and that a connection may idle.
+/// Longest time that a request's head, and then its body, may take to arrive, that a peer may take nothing of its answer, and
+/// that a connection may idle.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the server listens, and its bounds.
@@ -240,7 +244,7 @@ async fn serve(
         request.extensions_mut().insert(place.clone());
         router.call(request)
     });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(http.serve_connection(TokioIo::new(Patient::new(stream, timeout)), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
@@ -300,7 +304,9 @@ async fn count(State(api): State<Api>, mut request: Request, next: Next) -> Resp
     if let Some(place) = &place {
         request = place.watch(request);
     }
+    let uri = request.uri().clone();
     let response = next.run(request).await;
+    let response = api.intake.charge(response).unwrap_or_else(|failure| answer_for(&uri, &failure));
     if let Some(place) = place {
         place.answered();
     }

@@ -2,12 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::client::Client;
 use e2e::data::{self, Window};
-use e2e::process::{Agent, Failure};
+use e2e::files;
+use e2e::process::{Agent, Failure, wait_until};
+use serde_json::json;
 
 /// What an attack may cost at most: the buffers of all connections, and four of the largest bodies.
 const MOST_MEMORY: u64 = 48 << 20;
@@ -78,7 +81,10 @@ fn others_are_answered_beside_peers_that_send_a_byte_a_second() -> Result<(), Fa
 fn a_body_of_a_gigabyte_is_refused_before_it_is_here() -> Result<(), Failure> {
     let target = Target::start("crowd-body")?;
     let head = "POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
-    let announced = target.flood(&format!("{head}content-length: 1073741824\r\n\r\n"), &[b' '; 65536])?;
+    let announcement = format!("{head}content-length: 1073741824\r\n\r\n");
+    let (answer, _) = target.flood(&announcement, b"")?;
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    let announced = target.flood(&announcement, &[b' '; 65536])?;
     let mut piece = b"10000\r\n".to_vec();
     piece.extend([b' '; 0x10000]);
     piece.extend(b"\r\n");
@@ -89,6 +95,48 @@ fn a_body_of_a_gigabyte_is_refused_before_it_is_here() -> Result<(), Failure> {
     }
     target.answers()?;
     target.is_bounded()
+}
+
+#[test]
+fn peers_that_do_not_take_their_answers_take_no_memory_for_them() -> Result<(), Failure> {
+    const PEERS: usize = 40;
+    const NUMBERS: usize = 1_500_000;
+    let directory = e2e::fresh_directory("e2e/crowd-unread")?;
+    let config = directory.join("agent.toml");
+    files::write(&config, "[http]\nmax_body_bytes = \"4 MiB\"\n[collect]\nenabled = false\n")?;
+    let model = e2e::target_root().join("test-models/types/identity_f32.onnx");
+    let arguments = ["--config", &config.display().to_string()];
+    let agent = Agent::start_local(&directory.join("agent"), &model, &arguments)?;
+    let address = agent.http.trim_start_matches("http://").parse().map_err(|error| format!("{error}"))?;
+    let client = Client::new(&agent.http);
+    let path = "/v2/models/identity-f32/infer";
+    let numbers = vec![0; NUMBERS];
+    let body = json!({"inputs": [{"name": "x", "shape": [NUMBERS], "datatype": "FP32", "data": numbers}]});
+    let body = body.to_string();
+    let scored = || client.metric("nv_inference_request_success");
+    let refused =
+        || Ok::<_, Failure>(client.metric(r#"edgewise_http_responses_total{status="503"}"#).unwrap_or(0));
+    let mut peers = Vec::new();
+    for peer in 1..=PEERS {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+        let mut stream = connect(address)?;
+        takes_little(&stream)?;
+        // One that is refused is not heard to its end.
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+        peers.push(stream);
+        // One after the other, so that it is not their bodies that take the memory.
+        wait_until(PROMPT * 3, || match scored()? + refused()? {
+            answers if answers >= peer as u64 => Ok(()),
+            answers => Err(format!("{answers} answers")),
+        })?;
+    }
+    // The first answers wait for their peers in the memory that there is for all; then there is none.
+    let refused = refused()?;
+    println!("{refused} of {PEERS} were refused");
+    assert!(refused >= PEERS as u64 / 2, "{refused} of {PEERS} were refused");
+    let small = json!({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [7]}]});
+    assert_eq!(client.post(path, &small)?.status, 200);
+    Ok(())
 }
 
 #[test]
@@ -178,6 +226,22 @@ fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     let stream = TcpStream::connect(address).map_err(|error| format!("connecting: {error}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(|error| error.to_string())?;
     Ok(stream)
+}
+
+/// Has the system keep little of what comes for a peer that does not read.
+fn takes_little(stream: &TcpStream) -> Result<(), Failure> {
+    let bytes: libc::c_int = 4096;
+    // SAFETY: setsockopt takes a descriptor that is open for the call, and reads the number that lives as long.
+    let set = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUF,
+            (&raw const bytes).cast(),
+            size_of_val(&bytes) as libc::socklen_t,
+        )
+    };
+    if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().to_string()) }
 }
 
 /// Lets this process have so many connections, or as many as it may.

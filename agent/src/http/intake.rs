@@ -1,12 +1,16 @@
-//! Reading the body of a request: bounded in size, in time, and in memory over all requests.
+//! The bodies of requests and answers: bounded in size, in time, and in memory over all of them.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::failure::Failure;
@@ -20,7 +24,7 @@ pub(super) struct Intake {
     max_body: usize,
     timeout: Duration,
     /// One permit for each byte that may be held, beyond the first [`INLINE_BYTES`] of each body: for those there is always
-    /// room, for there are no more bodies than connections. So peers that stall with large bodies keep no small one out.
+    /// room, for there are no more than two bodies a connection. So peers that stall with large bodies keep no small one out.
     memory: Arc<Semaphore>,
 }
 
@@ -77,6 +81,17 @@ impl Intake {
         Ok(Received { bytes: bytes.into(), _share: share })
     }
 
+    /// Has an answer hold its share of the memory until its peer has taken it.
+    pub(super) fn charge(&self, answer: Response) -> Result<Response, Failure> {
+        let bytes = answer.body().size_hint().lower();
+        let beyond = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_sub(INLINE_BYTES);
+        if beyond == 0 {
+            return Ok(answer);
+        }
+        let share = self.hold(beyond)?;
+        Ok(answer.map(|body| Body::new(Charged { body, data: Bytes::new(), _share: share })))
+    }
+
     fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
         let permits = u32::try_from(bytes).map_err(|_| self.too_large())?;
         self.memory.clone().try_acquire_many_owned(permits).map_err(|_| {
@@ -91,6 +106,46 @@ impl Intake {
     }
 }
 
+/// An answer that is handed over in pieces, and its share of the memory until the last of them.
+struct Charged {
+    body: Body,
+    /// What is left of the data that was taken from it.
+    data: Bytes,
+    _share: OwnedSemaphorePermit,
+}
+
+impl HttpBody for Charged {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.data.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context))
+                .map(|frame| frame.map(Frame::into_data))
+            {
+                Some(Ok(Ok(data))) => self.data = data,
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let piece = self.data.len().min(INLINE_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.data.split_to(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.data.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (body, left) = (self.body.size_hint(), self.data.len() as u64);
+        body.exact().map_or(body, |exact| SizeHint::with_exact(exact + left))
+    }
+}
+
 /// Does work whose time grows with `bytes`: here where they are few, on a blocking thread where they are many.
 pub(super) async fn sized<T: Send + 'static>(
     bytes: usize,
@@ -100,4 +155,27 @@ pub(super) async fn sized<T: Send + 'static>(
         return work();
     }
     tokio::task::spawn_blocking(work).await.map_err(Failure::internal)?
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+    use futures_util::TryStreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_holds_its_share_until_its_peer_has_taken_it() {
+        const LARGE: usize = 10 * INLINE_BYTES;
+        let intake = Intake::new(LARGE, 10 * INLINE_BYTES, Duration::from_secs(1));
+        let answer = |bytes: usize| intake.charge(vec![7u8; bytes].into_response());
+        let large = answer(LARGE).unwrap();
+        assert_eq!(large.body().size_hint().exact(), Some(LARGE as u64));
+        assert_eq!(answer(LARGE).unwrap_err().status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer(INLINE_BYTES).is_ok(), "small ones always find room");
+        let pieces: Vec<Bytes> = large.into_body().into_data_stream().try_collect().await.unwrap();
+        assert!(pieces.iter().all(|piece| piece.len() <= INLINE_BYTES));
+        assert_eq!(pieces.concat(), vec![7; LARGE]);
+        assert!(answer(LARGE).is_ok());
+    }
 }

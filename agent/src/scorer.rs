@@ -6,10 +6,13 @@
 //!   come after the swap go to the new one.
 //! - A full queue refuses at once ([`ScoreRefused::Busy`]); nothing waits without a bound.
 //! - A request whose caller has gone away is not scored.
-//! - Scoring runs on threads of its own, never on those of the network.
+//! - Scoring runs on threads of its own. Only what is surely over in [`QUICK`] may run where the request came in: to wake
+//!   another thread and wait for it takes longer than that.
+
+mod instances;
+mod pace;
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -20,6 +23,9 @@ use cloud_sync::name::ModelName;
 use engine::{Model, ScoreError, Signature, Tensors};
 use tokio::sync::oneshot;
 
+use self::instances::Instances;
+pub use self::pace::QUICK;
+use self::pace::Pace;
 use crate::settings::Settings;
 
 /// Longest time that [`Scorer::drain`] and a swap give the workers of a version to empty their queue.
@@ -65,6 +71,8 @@ pub struct Live {
     /// What it has done.
     pub counters: Counters,
     queue: SyncSender<Job>,
+    instances: Arc<Instances>,
+    pace: Pace,
     /// Hangs up once every worker has ended.
     finished: Mutex<Receiver<()>>,
 }
@@ -249,36 +257,52 @@ impl Live {
             self.counters.invalid.fetch_add(1, Ordering::Relaxed);
             return Err(ScoreError::from(error).into());
         }
-        let (answer, result) = oneshot::channel();
-        let job = Job { inputs: Arc::new(inputs), enqueued: Instant::now(), answer };
+        let inputs = Arc::new(inputs);
         let _pending = Pending::new(&self.counters.pending);
-        match self.queue.try_send(job) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => {
-                self.counters.rejected.fetch_add(1, Ordering::Relaxed);
-                return Err(ScoreRefused::Busy(self.facts.name.clone(), self.facts.settings.queue));
-            }
-            Err(TrySendError::Disconnected(_)) => {
-                return Err(ScoreRefused::Stopping(self.facts.name.clone()));
-            }
-        }
-        match tokio::time::timeout(timeout, result).await {
-            Ok(Ok(Ok(scored))) => {
+        let result = match self.score_here(&inputs) {
+            Some(result) => result,
+            None => self.score_apart(inputs, timeout).await,
+        };
+        match &result {
+            Ok(scored) => {
+                self.pace.learn(&scored.inputs, scored.computed);
                 self.counters.success.fetch_add(1, Ordering::Relaxed);
                 self.counters.rows.fetch_add(rows(&self.facts.signature, &scored.inputs), Ordering::Relaxed);
                 self.counters.queue_us.fetch_add(micros(scored.queued), Ordering::Relaxed);
                 self.counters.compute_us.fetch_add(micros(scored.computed), Ordering::Relaxed);
-                Ok(scored)
             }
-            Ok(Ok(Err(error))) => {
-                self.counters.failed.fetch_add(1, Ordering::Relaxed);
-                Err(error)
+            Err(ScoreRefused::Busy(..)) => count(&self.counters.rejected),
+            Err(ScoreRefused::Timeout(_)) => count(&self.counters.canceled),
+            Err(ScoreRefused::Stopping(_)) => {}
+            Err(_) => count(&self.counters.failed),
+        }
+        result
+    }
+
+    /// Scores on this thread, where that is quick and an instance is free.
+    fn score_here(&self, inputs: &Arc<Tensors>) -> Option<Result<Scored, ScoreRefused>> {
+        let patience = self.pace.expected(inputs).filter(|expected| *expected <= QUICK)?;
+        let begun = Instant::now();
+        let mut instance = self.instances.take_within(patience)?;
+        Some(instance.score(&self.facts.name, inputs, begun.elapsed()))
+    }
+
+    /// Scores on a worker's thread.
+    async fn score_apart(&self, inputs: Arc<Tensors>, timeout: Duration) -> Result<Scored, ScoreRefused> {
+        let name = || self.facts.name.clone();
+        let (answer, result) = oneshot::channel();
+        let job = Job { inputs, enqueued: Instant::now(), answer };
+        match self.queue.try_send(job) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                return Err(ScoreRefused::Busy(name(), self.facts.settings.queue));
             }
-            Ok(Err(_)) => Err(ScoreRefused::Stopping(self.facts.name.clone())),
-            Err(_) => {
-                self.counters.canceled.fetch_add(1, Ordering::Relaxed);
-                Err(ScoreRefused::Timeout(timeout))
-            }
+            Err(TrySendError::Disconnected(_)) => return Err(ScoreRefused::Stopping(name())),
+        }
+        match tokio::time::timeout(timeout, result).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(ScoreRefused::Stopping(name())),
+            Err(_) => Err(ScoreRefused::Timeout(timeout)),
         }
     }
 
@@ -286,9 +310,11 @@ impl Live {
         let (queue, jobs) = sync_channel(proven.facts.settings.queue.max(1) as usize);
         let jobs = Arc::new(Mutex::new(jobs));
         let (working, finished) = sync_channel(0);
-        for model in proven.instances {
+        let instances = Arc::new(Instances::new(proven.instances));
+        for place in 0..instances.len() {
             let worker = Worker {
-                model,
+                instances: instances.clone(),
+                place,
                 name: proven.facts.name.clone(),
                 jobs: jobs.clone(),
                 _working: working.clone(),
@@ -297,7 +323,14 @@ impl Live {
             std::thread::Builder::new().name(name).spawn(move || worker.run())?;
         }
         let finished = Mutex::new(finished);
-        Ok(Self { facts: proven.facts, counters: Counters::default(), queue, finished })
+        Ok(Self {
+            facts: proven.facts,
+            counters: Counters::default(),
+            queue,
+            instances,
+            pace: Pace::default(),
+            finished,
+        })
     }
 
     /// Lets the workers finish what is queued. They end when the last caller that found this version has gone.
@@ -321,9 +354,10 @@ pub fn rows(signature: &Signature, inputs: &Tensors) -> u64 {
     if signature.batch_dimension() { first().map_or(1, |rows| *rows as u64) } else { 1 }
 }
 
-/// One worker and its loaded model.
+/// One worker, which scores on the instance at its place.
 struct Worker {
-    model: Box<dyn Model>,
+    instances: Arc<Instances>,
+    place: usize,
     name: ModelName,
     jobs: Arc<Mutex<Receiver<Job>>>,
     _working: SyncSender<()>,
@@ -331,24 +365,16 @@ struct Worker {
 
 impl Worker {
     /// Scores until the queue is empty and nobody can fill it any more.
-    fn run(mut self) {
+    fn run(self) {
         loop {
             // Held while waiting: one idle worker waits for the next job, the others for their turn to wait.
             let next = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(Job { inputs, enqueued, answer }) = next else { return };
+            let Some(mut instance) = self.instances.take(self.place) else { return };
             if answer.is_closed() {
                 continue;
             }
-            let queued = enqueued.elapsed();
-            let begun = Instant::now();
-            // A panic costs its request, not the worker.
-            let result = catch_unwind(AssertUnwindSafe(|| self.model.score(&inputs)));
-            let computed = begun.elapsed();
-            let _ = answer.send(match result {
-                Ok(Ok(outputs)) => Ok(Scored { inputs, outputs: Arc::new(outputs), queued, computed }),
-                Ok(Err(error)) => Err(error.into()),
-                Err(_) => Err(ScoreRefused::Crashed(self.name.clone())),
-            });
+            let _ = answer.send(instance.score(&self.name, &inputs, enqueued.elapsed()));
         }
     }
 }
@@ -367,6 +393,10 @@ impl Drop for Pending<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 fn micros(duration: Duration) -> u64 {

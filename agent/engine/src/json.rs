@@ -1,36 +1,40 @@
 //! The JSON tensors of the Open Inference Protocol v2: `{name, shape, datatype, data}`.
 //!
 //! Data is read flat or nested, row-major, and written flat. JSON has no NaN and no infinity: all three are written as
-//! null, and null in a floating-point tensor reads as NaN. BYTES elements are strings. Elements are kept at 16 bytes
-//! while they are read, never as a tree of JSON values.
+//! null, and null in a floating-point tensor reads as NaN. BYTES elements are strings. Elements are read straight into
+//! the list that the tensor keeps; only where `data` stands before `datatype` is it passed over first.
 
-use std::fmt;
+mod cursor;
+mod elements;
+mod number;
 
-use half::f16;
-use serde::de::{self, DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde::de::{self, Deserializer};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
-use crate::tensor::{self, Data, DataType, Tensor, Tensors};
+pub use self::cursor::{Cursor, CursorError, Next};
+pub use self::elements::Elements;
+use crate::tensor::{Data, DataType, Tensor, Tensors};
 
 /// The most elements one tensor may have on its way in: a full-HD image of three channels has 6.2 million, and this
-/// many hold 128 MiB while they are read.
+/// many hold 64 MiB.
 pub const MAX_ELEMENTS: usize = 8 << 20;
 
 /// The deepest nesting of data, and so the highest rank; the models of this field stay under 8.
 const MAX_RANK: usize = 16;
 
 /// A tensor as a request carries it. Unknown fields and parameters are ignored.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct JsonTensor {
     /// Which input it is.
     pub name: String,
     /// The length of each dimension.
     pub shape: Vec<usize>,
-    /// The element type by its protocol name.
-    pub datatype: String,
+    /// The element type.
+    pub data_type: DataType,
     /// What else is said of it.
-    pub parameters: Option<TensorParameters>,
+    pub parameters: TensorParameters,
     data: Option<Elements>,
 }
 
@@ -45,51 +49,132 @@ pub struct TensorParameters {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("tensor `{tensor}`: {why}")]
 pub struct JsonError {
-    /// The tensor's name.
+    /// The tensor's name; `?` where it is not known yet.
     pub tensor: String,
     /// What is wrong with it.
     pub why: String,
 }
 
 impl JsonTensor {
+    /// Reads a tensor.
+    ///
+    /// # Errors
+    /// A field is missing or wrong, the type is unknown, an element does not fit the type.
+    pub fn read(cursor: &mut Cursor<'_>) -> Result<JsonTensor, JsonError> {
+        let mut fields = Fields::default();
+        match fields.read(cursor).and_then(|()| fields.tensor(cursor)) {
+            Ok(tensor) => Ok(tensor),
+            Err(error) => {
+                let tensor = fields.name.unwrap_or_else(|| "?".to_owned());
+                Err(JsonError { tensor, why: error.to_string() })
+            }
+        }
+    }
+
     /// The tensor by its name.
     ///
     /// # Errors
-    /// An unknown type, data that does not fit the shape, an element that does not fit the type.
+    /// Data that does not fit the shape, or that is missing.
     pub fn into_tensor(self) -> Result<(String, Tensor), JsonError> {
-        let read = || {
-            let data_type = data_type(&self.datatype)?;
-            let elements = self.data.ok_or("its data is missing")?;
-            let (nesting, count) = (elements.nesting(), elements.len());
-            let tensor = elements.convert(data_type, self.shape.clone())?;
-            // A flat list may stand for any shape.
-            if nesting.len() > 1 && nesting != self.shape && count > 0 {
-                return Err(format!("data is nested as {nesting:?}, its shape is {:?}", self.shape));
-            }
-            Ok(tensor)
-        };
-        match read() {
-            Ok(tensor) => Ok((self.name, tensor)),
-            Err(why) => Err(JsonError { tensor: self.name, why }),
+        let wrong = |why: String| JsonError { tensor: self.name.clone(), why };
+        let elements = self.data.ok_or_else(|| wrong("its data is missing".to_owned()))?;
+        let nesting = elements.nesting();
+        let tensor = elements.into_tensor(&self.name, self.shape.clone())?;
+        // A flat list may stand for any shape.
+        if nesting.len() > 1 && nesting != self.shape && !tensor.is_empty() {
+            return Err(wrong(format!("data is nested as {nesting:?}, its shape is {:?}", self.shape)));
         }
+        Ok((self.name, tensor))
     }
 
     /// The tensor by its name, its elements from `bytes` as in [`crate::binary`] instead of from the JSON.
     ///
     /// # Errors
-    /// An unknown type, data in the JSON as well, bytes that do not fit the shape.
+    /// Data in the JSON as well, bytes that do not fit the shape.
     pub fn with_bytes(self, bytes: &[u8]) -> Result<(String, Tensor), JsonError> {
-        let read = || {
-            if self.data.is_some() {
-                return Err("it has both data and binary data".to_owned());
+        let read = match self.data {
+            Some(_) => Err("it has both data and binary data".to_owned()),
+            None => {
+                crate::binary::read(self.data_type, self.shape, bytes).map_err(|error| error.to_string())
             }
-            let data_type = data_type(&self.datatype)?;
-            crate::binary::read(data_type, self.shape, bytes).map_err(|error| error.to_string())
         };
-        match read() {
+        match read {
             Ok(tensor) => Ok((self.name, tensor)),
             Err(why) => Err(JsonError { tensor: self.name, why }),
         }
+    }
+}
+
+/// The fields of a tensor that were seen so far.
+#[derive(Default)]
+struct Fields {
+    name: Option<String>,
+    shape: Option<Vec<usize>>,
+    data_type: Option<DataType>,
+    parameters: Option<TensorParameters>,
+    data: Option<Elements>,
+}
+
+impl Fields {
+    fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<(), CursorError> {
+        let mut deferred = None;
+        cursor.object(|field, cursor| {
+            let is_twice = match field {
+                "name" => self.name.replace(cursor.text()?.into_owned()).is_some(),
+                "shape" => self.shape.replace(cursor.value()?).is_some(),
+                "datatype" => self.data_type.replace(data_type(cursor)?).is_some(),
+                "parameters" => {
+                    self.parameters.replace(cursor.value::<Option<_>>()?.unwrap_or_default()).is_some()
+                }
+                "data" if cursor.null()? => false,
+                "data" => match self.data_type {
+                    Some(data_type) => self.data.replace(elements(data_type, cursor)?).is_some(),
+                    None => deferred.replace(cursor.defer()?).is_some(),
+                },
+                _ => {
+                    cursor.skip()?;
+                    false
+                }
+            };
+            if is_twice { Err(cursor.wrong(&format!("duplicate field `{field}`"))) } else { Ok(()) }
+        })?;
+        if let (Some(mut data), Some(data_type)) = (deferred, self.data_type) {
+            if self.data.is_some() {
+                return Err(cursor.wrong("duplicate field `data`"));
+            }
+            self.data = Some(elements(data_type, &mut data)?);
+        }
+        Ok(())
+    }
+
+    fn tensor(&mut self, cursor: &Cursor<'_>) -> Result<JsonTensor, CursorError> {
+        let missing = |field: &str| cursor.wrong(&format!("missing field `{field}`"));
+        let shape = self.shape.take().ok_or_else(|| missing("shape"))?;
+        let data_type = self.data_type.ok_or_else(|| missing("datatype"))?;
+        let name = self.name.take().ok_or_else(|| missing("name"))?;
+        let parameters = self.parameters.unwrap_or_default();
+        Ok(JsonTensor { name, shape, data_type, parameters, data: self.data.take() })
+    }
+}
+
+fn elements(data_type: DataType, cursor: &mut Cursor<'_>) -> Result<Elements, CursorError> {
+    let mut elements = Elements::new(data_type);
+    elements.read(cursor).map(|()| elements)
+}
+
+fn data_type(cursor: &mut Cursor<'_>) -> Result<DataType, CursorError> {
+    let name = cursor.text()?;
+    DataType::from_oip_name(&name).ok_or_else(|| {
+        let known: Vec<&str> = DataType::ALL.iter().map(|data_type| data_type.oip_name()).collect();
+        let name: String = name.chars().take(32).collect();
+        cursor.wrong(&format!("unknown datatype {name}: expected one of {}", known.join(", ")))
+    })
+}
+
+impl<'de> Deserialize<'de> for JsonTensor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<JsonTensor, D::Error> {
+        let json = <&RawValue>::deserialize(deserializer)?;
+        JsonTensor::read(&mut Cursor::new(json.get().as_bytes())).map_err(de::Error::custom)
     }
 }
 
@@ -144,262 +229,17 @@ impl Serialize for Flat<'_> {
     }
 }
 
-/// One element that is not a string.
-#[derive(Clone, Copy, Debug)]
-enum Scalar {
-    Null,
-    Bool(bool),
-    Signed(i64),
-    Unsigned(u64),
-    Float(f64),
-}
-
-/// Numbers, booleans or strings in order, and the shape that their nesting shows. What they are elements of is
-/// decided by [`Elements::into_tensor`].
-#[derive(Clone, Debug, Default)]
-pub struct Elements {
-    scalars: Vec<Scalar>,
-    strings: Vec<String>,
-    /// The length of the lists at each depth, once the first list of that depth has ended.
-    nesting: Vec<Option<usize>>,
-}
-
-impl Elements {
-    /// The length of the lists at each depth, outermost first; none for a lone element.
-    pub fn nesting(&self) -> Vec<usize> {
-        self.nesting.iter().copied().flatten().collect()
-    }
-
-    /// Reads one more value as the next row: an item of the outermost list.
-    pub fn next_row<'de>(&mut self) -> impl DeserializeSeed<'de, Value = ()> {
-        match self.nesting.first_mut() {
-            Some(rows) => *rows = rows.map(|rows| rows + 1),
-            None => self.nesting.push(Some(1)),
-        }
-        Level { elements: self, depth: 1 }
-    }
-
-    /// The tensor `name` of these elements, whatever their nesting.
-    ///
-    /// # Errors
-    /// Another number of elements than `shape` holds, an element that does not fit the type.
-    pub fn into_tensor(
-        self,
-        name: &str,
-        data_type: DataType,
-        shape: Vec<usize>,
-    ) -> Result<Tensor, JsonError> {
-        self.convert(data_type, shape).map_err(|why| JsonError { tensor: name.to_owned(), why })
-    }
-
-    fn convert(self, data_type: DataType, shape: Vec<usize>) -> Result<Tensor, String> {
-        let expected = tensor::elements(&shape).ok_or_else(|| format!("shape {shape:?} is too large"))?;
-        if self.len() != expected {
-            return Err(format!("shape {shape:?} holds {expected} elements, data has {}", self.len()));
-        }
-        let data = match data_type {
-            DataType::String => strings(self),
-            DataType::F32 => floats(self, |float| float as f32).map(Data::F32),
-            DataType::F64 => floats(self, |float| float).map(Data::F64),
-            DataType::F16 => floats(self, f16::from_f64).map(Data::F16),
-            DataType::I8 => integers(self, data_type).map(Data::I8),
-            DataType::I16 => integers(self, data_type).map(Data::I16),
-            DataType::I32 => integers(self, data_type).map(Data::I32),
-            DataType::I64 => integers(self, data_type).map(Data::I64),
-            DataType::U8 => integers(self, data_type).map(Data::U8),
-            DataType::U16 => integers(self, data_type).map(Data::U16),
-            DataType::U32 => integers(self, data_type).map(Data::U32),
-            DataType::U64 => integers(self, data_type).map(Data::U64),
-            DataType::Bool => bools(self),
-        }?;
-        Tensor::new(shape, data).map_err(|error| error.to_string())
-    }
-
-    fn len(&self) -> usize {
-        self.scalars.len() + self.strings.len()
-    }
-
-    fn room<E: de::Error>(&self) -> Result<(), E> {
-        if self.len() < MAX_ELEMENTS {
-            Ok(())
-        } else {
-            Err(E::custom(format!("more than {MAX_ELEMENTS} elements")))
-        }
-    }
-
-    fn push<E: de::Error>(&mut self, scalar: Scalar) -> Result<(), E> {
-        self.room()?;
-        self.scalars.push(scalar);
-        Ok(())
-    }
-}
-
-impl<'de> Deserialize<'de> for Elements {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Elements, D::Error> {
-        let mut elements = Elements::default();
-        Level { elements: &mut elements, depth: 0 }.deserialize(deserializer)?;
-        Ok(elements)
-    }
-}
-
-/// Reads a scalar or a list at one depth of nesting.
-struct Level<'a> {
-    elements: &'a mut Elements,
-    depth: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for Level<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Level<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("numbers, booleans or strings, flat or in nested lists")
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
-        self.elements.push(Scalar::Null)
-    }
-
-    fn visit_bool<E: de::Error>(self, value: bool) -> Result<(), E> {
-        self.elements.push(Scalar::Bool(value))
-    }
-
-    fn visit_i64<E: de::Error>(self, value: i64) -> Result<(), E> {
-        self.elements.push(Scalar::Signed(value))
-    }
-
-    fn visit_u64<E: de::Error>(self, value: u64) -> Result<(), E> {
-        self.elements.push(Scalar::Unsigned(value))
-    }
-
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<(), E> {
-        self.elements.push(Scalar::Float(value))
-    }
-
-    fn visit_str<E: de::Error>(self, value: &str) -> Result<(), E> {
-        self.elements.room()?;
-        self.elements.strings.push(value.to_owned());
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let Level { elements, depth } = self;
-        if depth >= MAX_RANK {
-            return Err(de::Error::custom(format!("data is nested deeper than {MAX_RANK}")));
-        }
-        if elements.nesting.len() <= depth {
-            elements.nesting.push(None);
-        }
-        let mut length = 0usize;
-        while list.next_element_seed(Level { elements: &mut *elements, depth: depth + 1 })?.is_some() {
-            length += 1;
-        }
-        match elements.nesting.get_mut(depth) {
-            Some(Some(known)) if *known != length => {
-                Err(de::Error::custom("lists at one depth differ in length"))
-            }
-            Some(known) => {
-                *known = Some(length);
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-fn data_type(name: &str) -> Result<DataType, String> {
-    DataType::from_oip_name(name).ok_or_else(|| {
-        let known: Vec<&str> = DataType::ALL.iter().map(|data_type| data_type.oip_name()).collect();
-        format!("unknown datatype {name}: expected one of {}", known.join(", "))
-    })
-}
-
-fn strings(elements: Elements) -> Result<Data, String> {
-    if elements.scalars.is_empty() {
-        Ok(Data::String(elements.strings))
-    } else {
-        Err("a BYTES tensor takes strings only".into())
-    }
-}
-
-fn floats<T>(elements: Elements, of: impl Fn(f64) -> T) -> Result<Vec<T>, String> {
-    let number = |scalar: &Scalar| match *scalar {
-        Scalar::Null => Ok(f64::NAN),
-        Scalar::Float(float) => Ok(float),
-        Scalar::Signed(integer) => Ok(integer as f64),
-        Scalar::Unsigned(integer) => Ok(integer as f64),
-        Scalar::Bool(_) => Err("a boolean is not a number".to_owned()),
-    };
-    refuse_strings(&elements)?;
-    elements.scalars.iter().map(|scalar| Ok(of(number(scalar)?))).collect()
-}
-
-fn integers<T: TryFrom<i128>>(elements: Elements, data_type: DataType) -> Result<Vec<T>, String> {
-    refuse_strings(&elements)?;
-    let convert = |(position, scalar): (usize, &Scalar)| {
-        let integer = match *scalar {
-            Scalar::Signed(integer) => Some(i128::from(integer)),
-            Scalar::Unsigned(integer) => Some(i128::from(integer)),
-            // Clients that know only floats write 3.0; up to 2^53 it is that integer exactly.
-            Scalar::Float(float) if float.fract() == 0.0 && float.abs() <= 9_007_199_254_740_992.0 => {
-                Some(float as i128)
-            }
-            _ => None,
-        };
-        let fits = integer.and_then(|integer| T::try_from(integer).ok());
-        fits.ok_or_else(|| format!("element {position} ({}) is not of type {data_type}", scalar.shown()))
-    };
-    elements.scalars.iter().enumerate().map(convert).collect()
-}
-
-fn bools(elements: Elements) -> Result<Data, String> {
-    refuse_strings(&elements)?;
-    let convert = |(position, scalar): (usize, &Scalar)| match *scalar {
-        Scalar::Bool(value) => Ok(value),
-        Scalar::Unsigned(0) => Ok(false),
-        Scalar::Unsigned(1) => Ok(true),
-        _ => Err(format!("element {position} ({}) is not of type BOOL", scalar.shown())),
-    };
-    elements.scalars.iter().enumerate().map(convert).collect::<Result<_, _>>().map(Data::Bool)
-}
-
-fn refuse_strings(elements: &Elements) -> Result<(), String> {
-    match elements.strings.first() {
-        None => Ok(()),
-        Some(string) => {
-            let start: String = string.chars().take(32).collect();
-            Err(format!("{start:?} is not a number: only BYTES tensors take strings"))
-        }
-    }
-}
-
-impl Scalar {
-    fn shown(self) -> String {
-        match self {
-            Scalar::Null => "null".into(),
-            Scalar::Bool(value) => value.to_string(),
-            Scalar::Signed(value) => value.to_string(),
-            Scalar::Unsigned(value) => value.to_string(),
-            Scalar::Float(value) => value.to_string(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use half::f16;
     use proptest::prelude::*;
 
+    use super::*;
+    use crate::tensor;
+
     fn parse(json: &str) -> Result<(String, Tensor), String> {
-        let tensor: JsonTensor = serde_json::from_str(json).map_err(|error| error.to_string())?;
-        tensor.into_tensor().map_err(|error| error.to_string())
+        let tensor = JsonTensor::read(&mut Cursor::new(json.as_bytes()));
+        tensor.and_then(JsonTensor::into_tensor).map_err(|error| error.to_string())
     }
 
     fn data_of(length: usize) -> impl Strategy<Value = Data> {
@@ -452,6 +292,11 @@ mod tests {
             parse(r#"{"name":"x","shape":[],"datatype":"FP32","data":7}"#).is_ok(),
             "a scalar without a list"
         );
+        let missing = parse(r#"{"name":"x","shape":[1],"datatype":"FP32","data":null}"#);
+        assert_eq!(missing, Err("tensor `x`: its data is missing".to_owned()));
+        let file: JsonTensor =
+            serde_json::from_str(r#"{"name":"x","shape":[1],"datatype":"BOOL","data":[true]}"#).unwrap();
+        assert!(file.into_tensor().is_ok(), "as part of a document that serde reads");
     }
 
     #[test]
@@ -474,18 +319,20 @@ mod tests {
             says("[2,1]", "FP32", "[[1,2]]"),
             "tensor `x`: data is nested as [1, 2], its shape is [2, 1]"
         );
-        assert_eq!(says("[1]", "UINT8", "[256]"), "tensor `x`: element 0 (256) is not of type UINT8");
-        assert_eq!(says("[2]", "INT64", "[1,1.5]"), "tensor `x`: element 1 (1.5) is not of type INT64");
+        let at = |why: &str, byte: usize| format!("tensor `x`: {why} at byte {byte}");
+        assert_eq!(says("[1]", "UINT8", "[256]"), at("element 0 (256) is not of type UINT8", 50));
+        assert_eq!(says("[2]", "INT64", "[1,1.5]"), at("element 1 (1.5) is not of type INT64", 52));
+        assert_eq!(says("[1]", "FP32", "[1e39]"), at("element 0 (1e39) is not of type FP32", 49));
         assert_eq!(
             says("[1]", "FP32", r#"["1"]"#),
-            r#"tensor `x`: "1" is not a number: only BYTES tensors take strings"#
+            at(r#"element 0 ("1") is not of type FP32: only BYTES tensors take strings"#, 49)
         );
-        assert_eq!(says("[1]", "BYTES", "[1]"), "tensor `x`: a BYTES tensor takes strings only");
-        assert_eq!(says("[1]", "BOOL", "[2]"), "tensor `x`: element 0 (2) is not of type BOOL");
+        assert_eq!(says("[1]", "BYTES", "[1]"), at("element 0 (1) is not of type BYTES", 50));
+        assert_eq!(says("[1]", "BOOL", "[2]"), at("element 0 (2) is not of type BOOL", 49));
         assert!(says("[1]", "FP8", "[1]").starts_with("tensor `x`: unknown datatype FP8"));
-        assert!(says("[3]", "FP32", "[[1,2],[3]]").starts_with("lists at one depth differ in length"));
+        assert!(says("[3]", "FP32", "[[1,2],[3]]").starts_with("tensor `x`: lists at one depth differ in length"));
         assert!(says("[18446744073709551615,2]", "FP32", "[1]").ends_with("is too large"));
         let deep = format!("{}{}", "[".repeat(40), "]".repeat(40));
-        assert!(says("[1]", "FP32", &deep).starts_with("data is nested deeper than 16"));
+        assert!(says("[1]", "FP32", &deep).starts_with("tensor `x`: data is nested deeper than 16"));
     }
 }

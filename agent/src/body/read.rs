@@ -14,13 +14,8 @@
 //! Invariant: elements go straight into typed lists of bounded length, never into a tree of JSON values, so that a
 //! body takes a small multiple of its own size while it is read.
 
-use std::fmt;
-
-use engine::json::{self, Elements, JsonError, JsonTensor};
+use engine::json::{self, Cursor, CursorError, Elements, JsonError, JsonTensor, Next};
 use engine::{InputError, Signature, Tensor, TensorSpec, Tensors};
-use serde::Deserialize;
-use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 
 /// Most fields of a body that are looked at: a model has a few inputs, and bodies a few fields beside them.
 const MAX_FIELDS: usize = 256;
@@ -42,7 +37,7 @@ pub struct Body {
 pub enum BodyError {
     /// It is no JSON, or not of the form that its place asks for.
     #[error("the body can't be read: {0}")]
-    Json(String),
+    Json(#[from] CursorError),
     /// A tensor is wrong in itself.
     #[error(transparent)]
     Tensor(#[from] JsonError),
@@ -65,74 +60,109 @@ pub enum BodyError {
 /// # Errors
 /// See [`BodyError`].
 pub fn read(body: &[u8], signature: &Signature) -> Result<Body, BodyError> {
-    if first(body) != Some(b'{') {
-        return Ok(Body { inputs: rows(body, signature)?, id: None });
+    let mut cursor = Cursor::new(body);
+    if cursor.next()? != Next::Object {
+        let inputs = rows(&mut cursor, signature)?;
+        cursor.end()?;
+        return Ok(Body { inputs, id: None });
     }
-    let Fields(fields) = parse(body)?;
     let is_input = |name: &str| signature.inputs.iter().any(|spec| spec.name == name);
-    let field = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.get());
-    let id = field("id").filter(|_| !is_input("id")).and_then(|id| serde_json::from_str(id).ok());
+    let fields = fields(&mut cursor, |name| is_input(name) || ["id", "inputs", "data"].contains(&name))?;
+    cursor.end()?;
+    let field = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    let id = field("id").filter(|_| !is_input("id")).and_then(|mut id| id.value().ok());
     let id = id.filter(|id: &String| id.len() <= MAX_ID_BYTES);
     // A model of several inputs may call one of them `data` or `inputs`.
     let means_rows = |name: &str| !(is_input(name) && signature.inputs.len() > 1);
     let inputs = match (field("inputs"), field("data")) {
-        (Some(list), _) if starts_with(list.as_bytes(), b"[{") && means_rows("inputs") => {
-            tensors_or_rows(list.as_bytes(), signature)?
-        }
-        (Some(value), _) if means_rows("inputs") => rows(value.as_bytes(), signature)?,
-        (_, Some(value)) if means_rows("data") => rows(value.as_bytes(), signature)?,
+        (Some(list), _) if list.opens_rows() && means_rows("inputs") => tensors_or_rows(&list, signature)?,
+        (Some(mut value), _) if means_rows("inputs") => rows(&mut value, signature)?,
+        (_, Some(mut value)) if means_rows("data") => rows(&mut value, signature)?,
         _ => {
-            let given: Vec<_> = fields.iter().filter(|(name, _)| is_input(name)).cloned().collect();
+            let given: Vec<_> = fields.into_iter().filter(|(name, _)| is_input(name)).collect();
             if given.is_empty() {
                 return Err(BodyError::NoInput(names(signature)));
             }
-            columns(&given, signature)?
+            columns(given, signature)?
         }
     };
     Ok(Body { inputs, id })
 }
 
 /// `[{…}, …]` under `inputs`: tensors of the protocol, unless the objects are rows by the inputs' names.
-fn tensors_or_rows(list: &[u8], signature: &Signature) -> Result<Tensors, BodyError> {
-    match serde_json::from_slice::<Vec<JsonTensor>>(list) {
-        Ok(tensors) => Ok(json::read_all(tensors)?),
-        Err(error) => rows(list, signature).map_err(|_| BodyError::Json(error.to_string())),
+fn tensors_or_rows(list: &Cursor<'_>, signature: &Signature) -> Result<Tensors, BodyError> {
+    let mut tensors = Vec::new();
+    let read = list.clone().list(|cursor| {
+        tensors.push(JsonTensor::read(cursor)?);
+        Ok::<_, BodyError>(())
+    });
+    match read {
+        Ok(()) => Ok(json::read_all(tensors)?),
+        Err(error) => rows(&mut list.clone(), signature).map_err(|_| error),
     }
 }
 
 /// What stands under `data`.
-fn rows(value: &[u8], signature: &Signature) -> Result<Tensors, BodyError> {
-    if starts_with(value, b"{") {
-        let Fields(fields) = parse(value)?;
-        return columns(&fields, signature);
+fn rows(value: &mut Cursor<'_>, signature: &Signature) -> Result<Tensors, BodyError> {
+    if value.next()? == Next::Object {
+        return columns(fields(value, |_| true)?, signature);
     }
-    if starts_with(value, b"[{") {
+    if value.opens_rows() {
         return dictionary_rows(value, signature);
     }
     let [spec] = signature.inputs.as_slice() else {
         return Err(BodyError::SeveralInputs(names(signature)));
     };
-    let tensor = tensor(spec, parse(value)?)?;
+    let tensor = tensor(spec, elements(spec, value)?)?;
     Ok([(spec.name.as_str(), tensor)].into_iter().collect())
 }
 
 /// Each input by its name, whole or one row of it.
-fn columns(fields: &[(String, &RawValue)], signature: &Signature) -> Result<Tensors, BodyError> {
-    let read = |(name, value): &(String, &RawValue)| {
-        let spec = spec(signature, name)?;
-        Ok((spec.name.clone(), tensor(spec, parse(value.get().as_bytes())?)?))
+fn columns(fields: Vec<(String, Cursor<'_>)>, signature: &Signature) -> Result<Tensors, BodyError> {
+    let read = |(name, mut value): (String, Cursor<'_>)| {
+        let spec = spec(signature, &name)?;
+        Ok((name, tensor(spec, elements(spec, &mut value)?)?))
     };
-    fields.iter().map(read).collect()
+    fields.into_iter().map(read).collect()
 }
 
 /// A list of rows, each with a value for every input.
-fn dictionary_rows(value: &[u8], signature: &Signature) -> Result<Tensors, BodyError> {
-    let mut columns = vec![Elements::default(); signature.inputs.len()];
-    let mut deserializer = serde_json::Deserializer::from_slice(value);
-    let rows = Rows { signature, columns: &mut columns };
-    rows.deserialize(&mut deserializer).and_then(|()| deserializer.end()).map_err(json_error)?;
-    let named = signature.inputs.iter().zip(columns);
-    named.map(|(spec, column)| Ok((spec.name.clone(), tensor(spec, column)?))).collect()
+fn dictionary_rows(list: &mut Cursor<'_>, signature: &Signature) -> Result<Tensors, BodyError> {
+    let mut columns: Vec<_> = signature.inputs.iter().map(|spec| (spec, Elements::new(spec.data_type))).collect();
+    let mut seen = vec![false; columns.len()];
+    let mut position = 0usize;
+    list.list(|row| {
+        let wrong = |row: &Cursor<'_>, name: &str, what: &str| {
+            row.wrong(&format!("row {position} {what} `{}`", brief(name)))
+        };
+        if row.next()? != Next::Object {
+            return Err(row.wrong(&format!("row {position} is no object like the others")));
+        }
+        seen.fill(false);
+        row.object(|name, row| {
+            let mut places = columns.iter_mut().zip(&mut seen);
+            match places.find(|((spec, _), _)| spec.name == name) {
+                Some((_, seen)) if *seen => Err(wrong(row, name, "has twice")),
+                Some(((_, column), seen)) => {
+                    *seen = true;
+                    column.read_row(row)
+                }
+                None => Err(wrong(row, name, "has a value for the unknown input")),
+            }
+        })?;
+        if let Some(((spec, _), _)) = columns.iter().zip(&seen).find(|(_, seen)| !**seen) {
+            return Err(wrong(row, &spec.name, "has no value for input"));
+        }
+        position += 1;
+        Ok(())
+    })?;
+    columns.into_iter().map(|(spec, column)| Ok((spec.name.clone(), tensor(spec, column)?))).collect()
+}
+
+fn elements(spec: &TensorSpec, value: &mut Cursor<'_>) -> Result<Elements, BodyError> {
+    let mut elements = Elements::new(spec.data_type);
+    elements.read(value)?;
+    Ok(elements)
 }
 
 /// The tensor that a value stands for, by its nesting.
@@ -143,7 +173,7 @@ fn tensor(spec: &TensorSpec, elements: Elements) -> Result<Tensor, BodyError> {
         given: nesting,
         expected: spec.kind(),
     })?;
-    Ok(elements.into_tensor(&spec.name, spec.data_type, shape)?)
+    Ok(elements.into_tensor(&spec.name, shape)?)
 }
 
 /// The shape that lists of such lengths stand for: as it is, one row, or rows of one element.
@@ -168,137 +198,28 @@ fn names(signature: &Signature) -> String {
     names.join(", ")
 }
 
-fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, BodyError> {
-    serde_json::from_slice(json).map_err(json_error)
-}
-
-fn json_error(error: serde_json::Error) -> BodyError {
-    BodyError::Json(error.to_string())
-}
-
-fn first(json: &[u8]) -> Option<u8> {
-    json.iter().copied().find(|byte| !byte.is_ascii_whitespace())
-}
-
-/// Whether JSON starts with these bytes, white space between them set aside.
-fn starts_with(json: &[u8], bytes: &[u8]) -> bool {
-    let mut found = json.iter().filter(|byte| !byte.is_ascii_whitespace());
-    bytes.iter().all(|byte| found.next() == Some(byte))
-}
-
-/// The fields of an object, unread and in order, each name once.
-struct Fields<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut fields: Vec<(String, &RawValue)> = Vec::new();
-                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-                    if fields.iter().any(|(known, _)| *known == name) {
-                        return Err(de::Error::custom(format!("field `{}` is there twice", brief(&name))));
-                    }
-                    if fields.len() == MAX_FIELDS {
-                        return Err(de::Error::custom(format!("more than {MAX_FIELDS} fields")));
-                    }
-                    fields.push((name, value));
-                }
-                Ok(Fields(fields))
-            }
+/// The fields of an object that are wanted, unread and in order, each name once.
+fn fields<'a>(
+    object: &mut Cursor<'a>,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<(String, Cursor<'a>)>, BodyError> {
+    let mut fields: Vec<(String, Cursor<'a>)> = Vec::new();
+    let mut seen = 0usize;
+    object.object(|name, cursor| {
+        if fields.iter().any(|(known, _)| known == name) {
+            return Err(cursor.wrong(&format!("field `{}` is there twice", brief(name))));
         }
-        deserializer.deserialize_map(Object)
-    }
-}
-
-/// Reads rows of named values into one column for each input.
-struct Rows<'a> {
-    signature: &'a Signature,
-    columns: &'a mut [Elements],
-}
-
-impl<'de> DeserializeSeed<'de> for Rows<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Rows<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of rows, all of them objects")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let Rows { signature, columns } = self;
-        let mut position = 0usize;
-        while list.next_element_seed(Row { signature, columns: &mut *columns, position })?.is_some() {
-            position += 1;
+        seen += 1;
+        if seen > MAX_FIELDS {
+            return Err(cursor.wrong(&format!("more than {MAX_FIELDS} fields")));
         }
+        if !wanted(name) {
+            return cursor.skip();
+        }
+        fields.push((name.to_owned(), cursor.defer()?));
         Ok(())
-    }
-}
-
-struct Row<'a> {
-    signature: &'a Signature,
-    columns: &'a mut [Elements],
-    /// The row's place in the list, from 0.
-    position: usize,
-}
-
-impl Row<'_> {
-    fn wrong<E: de::Error>(&self, name: &str, what: &str) -> E {
-        E::custom(format!("row {} {what} `{}`", self.position, brief(name)))
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Row<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Row<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "row {} to be an object like the others", self.position)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut seen = vec![false; self.columns.len()];
-        while let Some(name) = map.next_key::<String>()? {
-            let at = self.signature.inputs.iter().position(|spec| spec.name == name);
-            let place = at.and_then(|at| self.columns.get_mut(at).zip(seen.get_mut(at)));
-            match place {
-                Some((column, seen)) if !*seen => {
-                    *seen = true;
-                    map.next_value_seed(column.next_row())?;
-                }
-                Some(_) => return Err(self.wrong(&name, "has twice")),
-                None => {
-                    map.next_value::<IgnoredAny>()?;
-                    return Err(self.wrong(&name, "has a value for the unknown input"));
-                }
-            }
-        }
-        let missing = seen.iter().position(|seen| !seen).and_then(|at| self.signature.inputs.get(at));
-        match missing {
-            Some(spec) => Err(self.wrong(&spec.name, "has no value for input")),
-            None => Ok(()),
-        }
-    }
+    })?;
+    Ok(fields)
 }
 
 fn brief(name: &str) -> String {
@@ -390,7 +311,7 @@ mod tests {
         assert_eq!(says("[1,2,3]", &one()), "input `x` has shape [3]: expected FP32 [-1, 2]");
         assert_eq!(says("[[[1,2]]]", &one()), "input `x` has shape [1, 1, 2]: expected FP32 [-1, 2]");
         assert!(says("[[1,2],[3]]", &one()).contains("lists at one depth differ in length"));
-        assert!(says(r#"[["a","b"]]"#, &one()).contains("is not a number"));
+        assert!(says(r#"[["a","b"]]"#, &one()).contains("is not of type FP32"));
         assert!(says("[[1,2]]", &two()).starts_with("the model takes several inputs (`a`, `b`)"));
         assert!(says(r#"{"data":[{"a":1}]}"#, &two()).contains("row 0 has no value for input `b`"));
         assert!(says(r#"{"data":[{"a":1,"a":1}]}"#, &two()).contains("row 0 has twice `a`"));

@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use engine::json::{self, JsonOutput, JsonTensor};
+use engine::json::{self, Cursor, JsonOutput, JsonTensor};
 use engine::{Tensor, TensorSpec, Tensors, binary};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -143,11 +143,12 @@ enum WantedOutputs {
     These(Vec<(String, bool)>),
 }
 
-#[derive(Deserialize)]
+/// What a request has beside the elements that follow its JSON.
+#[derive(Default)]
 struct InferRequest {
     id: Option<String>,
     parameters: Option<RequestParameters>,
-    inputs: Vec<JsonTensor>,
+    inputs: Option<Vec<JsonTensor>>,
     outputs: Option<Vec<RequestedOutput>>,
 }
 
@@ -176,6 +177,31 @@ fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Failure> {
     length.map(Some).ok_or_else(wrong)
 }
 
+impl InferRequest {
+    fn read(json: &[u8]) -> Result<Self, Failure> {
+        let mut cursor = Cursor::new(json);
+        let mut request = Self::default();
+        cursor.object(|field, cursor| {
+            match field {
+                "id" => request.id = cursor.value()?,
+                "parameters" => request.parameters = cursor.value()?,
+                "outputs" => request.outputs = cursor.value()?,
+                "inputs" => {
+                    let inputs = request.inputs.get_or_insert_default();
+                    cursor.list(|cursor| {
+                        inputs.push(JsonTensor::read(cursor)?);
+                        Ok::<_, Failure>(())
+                    })?;
+                }
+                _ => cursor.skip()?,
+            }
+            Ok::<_, Failure>(())
+        })?;
+        cursor.end()?;
+        Ok(request)
+    }
+}
+
 fn read(body: Bytes, json_length: Option<usize>, live: &Live) -> Result<Wanted, Failure> {
     let (head, blobs) = body.split_at_checked(json_length.unwrap_or(body.len())).ok_or_else(|| {
         Failure::bad_request(format!(
@@ -183,8 +209,7 @@ fn read(body: Bytes, json_length: Option<usize>, live: &Live) -> Result<Wanted, 
             body.len()
         ))
     })?;
-    let request: InferRequest = serde_json::from_slice(head)
-        .map_err(|error| Failure::bad_request(format!("the request can't be read: {error}")))?;
+    let request = InferRequest::read(head)?;
     if request.id.as_ref().is_some_and(|id| id.len() > MAX_ID_BYTES) {
         return Err(Failure::bad_request(format!("`id` is longer than {MAX_ID_BYTES} bytes")));
     }
@@ -193,14 +218,15 @@ fn read(body: Bytes, json_length: Option<usize>, live: &Live) -> Result<Wanted, 
         Some(outputs) if !outputs.is_empty() => wanted_outputs(outputs, as_bytes, live)?,
         _ => WantedOutputs::All { as_bytes },
     };
-    Ok(Wanted { id: request.id, inputs: inputs(request.inputs, blobs)?, outputs })
+    let tensors = request.inputs.ok_or_else(|| Failure::bad_request("the request has no `inputs`"))?;
+    Ok(Wanted { id: request.id, inputs: inputs(tensors, blobs)?, outputs })
 }
 
 /// The inputs, each from the JSON or from its part of the bytes after it.
 fn inputs(tensors: Vec<JsonTensor>, mut blobs: &[u8]) -> Result<Tensors, Failure> {
     let mut inputs = Tensors::new();
     for tensor in tensors {
-        let (name, tensor) = match tensor.parameters.unwrap_or_default().binary_data_size {
+        let (name, tensor) = match tensor.parameters.binary_data_size {
             None => tensor.into_tensor()?,
             Some(size) => {
                 let (blob, rest) = blobs.split_at_checked(size).ok_or_else(|| {

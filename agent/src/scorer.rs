@@ -24,8 +24,8 @@ use engine::{Model, ScoreError, Signature, Tensors};
 use tokio::sync::oneshot;
 
 use self::instances::Instances;
-pub use self::pace::QUICK;
 use self::pace::Pace;
+pub use self::pace::QUICK;
 use crate::settings::Settings;
 
 /// Longest time that [`Scorer::drain`] and a swap give the workers of a version to empty their queue.

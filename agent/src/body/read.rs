@@ -128,7 +128,8 @@ fn columns(fields: Vec<(String, Cursor<'_>)>, signature: &Signature) -> Result<T
 
 /// A list of rows, each with a value for every input.
 fn dictionary_rows(list: &mut Cursor<'_>, signature: &Signature) -> Result<Tensors, BodyError> {
-    let mut columns: Vec<_> = signature.inputs.iter().map(|spec| (spec, Elements::new(spec.data_type))).collect();
+    let mut columns: Vec<_> =
+        signature.inputs.iter().map(|spec| (spec, Elements::new(spec.data_type))).collect();
     let mut seen = vec![false; columns.len()];
     let mut position = 0usize;
     list.list(|row| {

@@ -218,7 +218,9 @@ fn read(body: Bytes, json_length: Option<usize>, live: &Live) -> Result<Wanted, 
         Some(outputs) if !outputs.is_empty() => wanted_outputs(outputs, as_bytes, live)?,
         _ => WantedOutputs::All { as_bytes },
     };
-    let tensors = request.inputs.ok_or_else(|| Failure::bad_request("the request has no `inputs`"))?;
+    let tensors = request
+        .inputs
+        .ok_or_else(|| Failure::bad_request("the request can't be read: missing field `inputs`"))?;
     Ok(Wanted { id: request.id, inputs: inputs(tensors, blobs)?, outputs })
 }
 

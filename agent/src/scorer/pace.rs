@@ -64,7 +64,11 @@ mod tests {
         assert_eq!(pace.expected(&inputs(1)), None);
         pace.learn(&inputs(10), Duration::from_micros(20));
         assert_eq!(pace.expected(&inputs(10)), Some(Duration::from_micros(20)));
-        assert_eq!(pace.expected(&inputs(1)), Some(Duration::from_micros(20)), "a smaller one may take as long");
+        assert_eq!(
+            pace.expected(&inputs(1)),
+            Some(Duration::from_micros(20)),
+            "a smaller one may take as long"
+        );
         assert_eq!(pace.expected(&inputs(1000)), Some(Duration::from_micros(2000)));
     }
 

@@ -88,8 +88,8 @@ impl<'a> Number<'a> {
 
 /// The powers of ten that an `f64` holds exactly.
 const POWERS: [f64; 23] = [
-    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19,
-    1e20, 1e21, 1e22,
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18,
+    1e19, 1e20, 1e21, 1e22,
 ];
 
 /// Up to here an `f64` holds every integer.
@@ -160,7 +160,9 @@ impl Digits {
         const FEW: usize = 19;
         let mut at = begin;
         while self.count + 8 <= FEW {
-            let Some(eight) = json.get(at..).and_then(<[u8]>::first_chunk).and_then(eight_digits) else { break };
+            let Some(eight) = json.get(at..).and_then(<[u8]>::first_chunk).and_then(eight_digits) else {
+                break;
+            };
             self.value = self.value * 100_000_000 + eight;
             self.count += 8;
             at += 8;
@@ -209,7 +211,9 @@ mod tests {
 
     #[test]
     fn the_grammar_is_that_of_json() {
-        for text in ["0", "-0", "7", "-12.5", "1e3", "1E+03", "1.25e-7", "0.0", "123456789012345678901234567890"] {
+        for text in
+            ["0", "-0", "7", "-12.5", "1e3", "1E+03", "1.25e-7", "0.0", "123456789012345678901234567890"]
+        {
             assert_eq!(read::<f64>(text), text.parse().ok(), "{text}");
         }
         for text in ["", "-", "+1", ".5", "1.", "1.e3", "1e", "1e+", "01", "-01", "NaN", "inf", "x"] {
@@ -234,9 +238,19 @@ mod tests {
     #[test]
     fn extremes_are_what_the_standard_library_says() {
         for text in [
-            "1e-45", "1.1754943508222875e-38", "3.4028235677973366e38", "1e400", "-1e-400", "4.9406564584124654e-324",
-            "9007199254740993", "16777217", "0.000000000000000000000000000001", "1e99999999999999999999",
-            "33554431.0000000001", "1.00000005960464477540", "9999999999999999999999e-22",
+            "1e-45",
+            "1.1754943508222875e-38",
+            "3.4028235677973366e38",
+            "1e400",
+            "-1e-400",
+            "4.9406564584124654e-324",
+            "9007199254740993",
+            "16777217",
+            "0.000000000000000000000000000001",
+            "1e99999999999999999999",
+            "33554431.0000000001",
+            "1.00000005960464477540",
+            "9999999999999999999999e-22",
         ] {
             same(text).unwrap();
         }

@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and who answers.
 
+mod bench;
 mod check;
 mod doctor;
 mod manual;
@@ -42,6 +43,9 @@ enum Command {
     /// Scores a file of inputs on a bundle.
     #[command(after_help = EXIT_CODES)]
     Score(score::Arguments),
+    /// Measures how fast a server answers over the Open Inference Protocol, by the number of callers at once.
+    #[command(after_help = EXIT_CODES)]
+    Bench(bench::Arguments),
     /// Shows every key of the configuration, its effective value and where that comes from.
     #[command(after_help = EXIT_CODES)]
     Config(show::Arguments),
@@ -114,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Run(configuration) => run(&configuration),
         Command::Check(arguments) => check::check(&arguments),
         Command::Score(arguments) => score::score(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
         Command::Config(arguments) => show::show(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Completions { shell } => completions(shell),

@@ -16,6 +16,7 @@ pub mod driver;
 mod jobs;
 pub mod prove;
 pub mod state;
+mod threads;
 
 use cloud_sync::contract::{DesiredModel, ModelSettings, Phase};
 use cloud_sync::digest::Digest;

@@ -58,6 +58,14 @@ pub enum Error {
     /// A check did not pass; its report says why.
     #[error("the bundle did not pass: {0}")]
     Check(String),
+    /// A server can't be measured.
+    #[error("{url}: {why}")]
+    Bench {
+        /// Which one.
+        url: String,
+        /// Why not.
+        why: String,
+    },
     /// The doctor has found what does not work; its page says what.
     #[error("problems found: {0}; see what to change")]
     Doctor(usize),
@@ -70,7 +78,7 @@ impl Error {
     /// The exit code; see [`EXIT_CODES`].
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Log(_) | Self::Agent(_) | Self::Output(_) | Self::Doctor(_) => 1,
+            Self::Log(_) | Self::Agent(_) | Self::Output(_) | Self::Doctor(_) | Self::Bench { .. } => 1,
             Self::Bundle(_)
             | Self::Golden(_)
             | Self::Load(_)

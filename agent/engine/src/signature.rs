@@ -3,7 +3,10 @@
 use std::fmt;
 
 use crate::model::InputError;
-use crate::tensor::{DataType, Tensor, Tensors};
+use crate::tensor::{self, Data, DataType, Tensor, Tensors};
+
+/// Most elements of an input that is made up: 64 MiB of 32-bit numbers.
+pub const MAX_ZEROS: usize = 16 << 20;
 
 /// One input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +51,17 @@ impl Signature {
             spec.check(tensor)?;
         }
         Ok(())
+    }
+
+    /// Inputs of zeros, free dimensions 1; `None` where one of them has more than [`MAX_ZEROS`] elements.
+    pub fn zeros(&self) -> Option<Tensors> {
+        let zeros = |spec: &TensorSpec| {
+            let shape: Vec<usize> = spec.shape.iter().map(|length| length.unwrap_or(1)).collect();
+            let elements = tensor::elements(&shape).filter(|elements| *elements <= MAX_ZEROS)?;
+            let tensor = Tensor::new(shape, Data::zeros(spec.data_type, elements)).ok()?;
+            Some((spec.name.clone(), tensor))
+        };
+        self.inputs.iter().map(zeros).collect()
     }
 
     /// Whether the first dimension of every input and output is free, so that several requests can be scored as one.
@@ -103,6 +117,15 @@ mod tests {
 
     fn spec(name: &str, shape: &[Option<usize>]) -> TensorSpec {
         TensorSpec { name: name.into(), data_type: DataType::F32, shape: shape.to_vec() }
+    }
+
+    #[test]
+    fn inputs_are_made_up_within_bounds() {
+        let of = |shape| Signature { inputs: vec![spec("x", shape)], outputs: Vec::new() }.zeros();
+        let tensors = of(&[None, Some(3)]).unwrap();
+        assert_eq!(tensors.get("x").unwrap().as_slice::<f32>(), Some([0f32; 3].as_slice()));
+        assert!(of(&[Some(usize::MAX), Some(2)]).is_none());
+        assert!(of(&[Some(MAX_ZEROS + 1)]).is_none());
     }
 
     #[test]

@@ -18,12 +18,7 @@ struct Rule {
 }
 
 /// The reason for each stands in `defaults.toml`.
-const RULES: [Rule; 5] = [
-    Rule {
-        key: "engine.threads",
-        of: |board| Some(board.cores.usable()?.min(crate::settings::MAX_THREADS).to_string()),
-        otherwise: "0",
-    },
+const RULES: [Rule; 4] = [
     Rule { key: "spool.max_bytes", of: |board| disk(board, 16, 8 * MIB, 256 * MIB), otherwise: "64 MiB" },
     Rule { key: "vault.max_bytes", of: |board| disk(board, 4, 64 * MIB, 2048 * MIB), otherwise: "2 GiB" },
     Rule { key: "http.max_body_bytes", of: |board| memory(board, 64, MIB, 8 * MIB), otherwise: "8 MiB" },

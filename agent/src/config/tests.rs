@@ -196,7 +196,6 @@ fn what_is_left_open_follows_the_board() {
         load(&Sources { board: Some(describe), ..sources(None, &[], flags) })
     };
     let small = loaded(|data| board(data, 2, 512 << 20, 4 << 30), &[("vault.max_bytes", "100 MiB")]);
-    assert_eq!(place(&small, "engine.threads"), ("2", &Place::Board));
     assert_eq!(place(&small, "spool.max_bytes"), ("256 MiB", &Place::Board));
     assert_eq!(place(&small, "vault.max_bytes"), ("100 MiB", &Place::Flag("--flag")));
     assert_eq!(place(&small, "http.max_body_bytes"), ("8 MiB", &Place::Board));

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use cloud_sync::bundle::Accelerator;
 use cloud_sync::name::ModelName;
-use engine::{LoadError, LoadOptions, Loaded, Provider, golden};
+use engine::golden::{self, Golden};
+use engine::{LoadError, LoadOptions, Provider};
 
+use super::threads;
 use crate::board::{Memory, Root};
 use crate::scorer::{Facts, Proven};
 use crate::settings::Settings;
@@ -65,14 +67,20 @@ pub fn prove(
 ) -> Result<Proven, ProofError> {
     check_memory(bundle.onnx_bytes()?, &Memory::read(&Root::new("/")))?;
     let onnx = bundle.onnx()?;
-    let options =
-        LoadOptions { provider: settings.provider, threads: settings.threads as usize, onnxruntime };
-    let mut first = engine::load(&onnx, &options)?;
+    let options = LoadOptions { provider: settings.provider, onnxruntime, ..LoadOptions::default() };
+    let golden = golden(bundle)?;
+    let inputs =
+        golden.as_ref().and_then(|(samples, ..)| samples.samples.first()).map(|sample| &sample.inputs);
+    let (mut first, threads) = threads::load(&onnx, &options, settings, inputs)?;
     let on_gpu = matches!(first.provider, Provider::Cuda | Provider::TensorRt);
     if bundle.description().resources.accelerator == Accelerator::Gpu && !on_gpu {
         return Err(ProofError::NoGpu(first.provider));
     }
-    check_golden(bundle, &mut first)?;
+    if let Some((samples, rtol, atol)) = &golden {
+        for _ in 0..WARM_UP.div_ceil(samples.samples.len()) {
+            golden::check(first.model.as_mut(), samples, *rtol, *atol)?;
+        }
+    }
 
     let signature = Arc::new(first.model.signature().clone());
     let facts = Facts {
@@ -85,10 +93,10 @@ pub fn prove(
         provider: first.provider.to_string(),
         why: first.why.clone(),
         memory_bytes: first.memory_bytes,
-        settings: settings.clone(),
+        settings: Settings { threads, ..settings.clone() },
     };
     // The others run on what the first was proven on, and on nothing else.
-    let options = LoadOptions { provider: first.provider, ..options };
+    let options = LoadOptions { provider: first.provider, threads: threads as usize, ..options };
     let mut instances = vec![first.model];
     for _ in 1..settings.instances {
         instances.push(engine::load(&onnx, &options)?.model);
@@ -109,14 +117,11 @@ fn check_memory(needed: u64, memory: &Memory) -> Result<(), ProofError> {
     }
 }
 
-fn check_golden(bundle: &Verified, loaded: &mut Loaded) -> Result<(), ProofError> {
-    let Some(section) = &bundle.description().golden else { return Ok(()) };
-    let Some(bytes) = bundle.golden()? else { return Ok(()) };
-    let samples = golden::parse(&bytes)?;
-    for _ in 0..WARM_UP.div_ceil(samples.samples.len()) {
-        golden::check(loaded.model.as_mut(), &samples, section.rtol, section.atol)?;
-    }
-    Ok(())
+/// The golden samples, where there are any, and their tolerances.
+fn golden(bundle: &Verified) -> Result<Option<(Golden, f64, f64)>, ProofError> {
+    let Some(section) = &bundle.description().golden else { return Ok(None) };
+    let Some(bytes) = bundle.golden()? else { return Ok(None) };
+    Ok(Some((golden::parse(&bytes)?, section.rtol, section.atol)))
 }
 
 #[cfg(test)]

@@ -1,0 +1,69 @@
+//! How many threads one score of a model gets, where nobody has said it: as measured here.
+//!
+//! Two threads make a model of a few microseconds slower, for they wait for each other longer than they compute, and one of
+//! a few milliseconds nearly twice as fast. ONNX Runtime alone has a choice: tract computes on the thread that asks.
+
+use std::time::{Duration, Instant};
+
+use engine::{Engine, LoadError, LoadOptions, Loaded, Provider, ScoreError, Tensors};
+
+use crate::settings::Settings;
+
+/// What takes less on one thread is left there.
+const SHORT: Duration = Duration::from_millis(1);
+
+/// Scores of which the quickest is what a model takes: others are slowed by what else the machine does.
+const TRIES: usize = 5;
+
+/// More threads than one must save this part of the time, one in eight, for they take it from others.
+const WORTH: u32 = 8;
+
+/// Loads a model with as many threads as are good for it, and says with how many. `inputs` are what it is measured on.
+pub(super) fn load(
+    onnx: &[u8],
+    options: &LoadOptions,
+    settings: &Settings,
+    inputs: Option<&Tensors>,
+) -> Result<(Loaded, u32), LoadError> {
+    let with = |threads: usize| engine::load(onnx, &LoadOptions { threads, ..options.clone() });
+    if settings.threads > 0 {
+        return Ok((with(settings.threads as usize)?, settings.threads));
+    }
+    let mut alone = with(1)?;
+    // By affinity and by the limit of the container or service.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let each = cores / (settings.instances.max(1) as usize);
+    let has_choice = alone.engine == Engine::OnnxRuntime && alone.provider == Provider::Cpu;
+    let made_up = alone.model.signature().zeros();
+    let (true, true, Some(inputs)) = (has_choice, each > 1, inputs.or(made_up.as_ref())) else {
+        return Ok((alone, 1));
+    };
+    // What can't score these inputs is not measured; whether it is right is not asked here.
+    let Ok(took) = quickest(&mut alone, inputs) else { return Ok((alone, 1)) };
+    if took < SHORT {
+        return Ok((alone, 1));
+    }
+    let mut together = with(each)?;
+    match quickest(&mut together, inputs) {
+        Ok(less) if less + took / WORTH < took => {
+            together.memory_bytes = alone.memory_bytes;
+            Ok((together, u32::try_from(each).unwrap_or(u32::MAX)))
+        }
+        _ => Ok((alone, 1)),
+    }
+}
+
+fn quickest(loaded: &mut Loaded, inputs: &Tensors) -> Result<Duration, ScoreError> {
+    // The first pays for lazy set-up.
+    loaded.model.score(inputs)?;
+    let mut quickest = Duration::MAX;
+    for _ in 0..TRIES {
+        let begun = Instant::now();
+        loaded.model.score(inputs)?;
+        quickest = quickest.min(begun.elapsed());
+        if quickest > SHORT * 100 {
+            break;
+        }
+    }
+    Ok(quickest)
+}

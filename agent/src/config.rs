@@ -144,12 +144,27 @@ pub struct Cloud {
 pub struct Http {
     /// Where it listens: on loopback, or anywhere if that was asked for explicitly.
     pub listen: SocketAddr,
+    /// Where it listens besides, for those who look for gRPC there.
+    pub grpc: Grpc,
+    /// The socket in the file system at which it listens, too.
+    pub socket: Option<PathBuf>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// The model that answers at `/score`; `None` for the only one that serves.
     pub score_model: Option<ModelName>,
     /// Web origins whose pages may call `/score`; `*` for all.
     pub cors_origins: Vec<String>,
+}
+
+/// Where gRPC is taken, besides where HTTP is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grpc {
+    /// Nowhere.
+    Nowhere,
+    /// There, if nobody else is.
+    IfFree(SocketAddr),
+    /// There.
+    At(SocketAddr),
 }
 
 /// How models are run, where the cloud says nothing else.
@@ -335,9 +350,15 @@ fn read_cloud(reader: &mut Reader<'_>) -> Option<Cloud> {
 }
 
 fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
-    let listen = reader.value("http.listen", |text| {
+    let address = |text: &str| {
         text.parse::<SocketAddr>()
             .map_err(|_| format!("{text:?} must be an address and a port, such as 127.0.0.1:8000"))
+    };
+    let listen = reader.value("http.listen", address);
+    let grpc = reader.optional("http.grpc", address);
+    let socket = reader.optional("http.socket", |text| match Path::new(text).is_absolute() {
+        true => Ok(PathBuf::from(text)),
+        false => Err(format!("{text:?} must be an absolute path, such as /run/edgewise/agent.sock")),
     });
     let insecure_remote = reader.value("http.insecure_remote", value::boolean);
     let max_body_bytes = reader.value("http.max_body_bytes", value::in_memory(1 << 10..=1 << 30));
@@ -345,18 +366,24 @@ fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
     let cors_origins = reader.optional("http.cors_origins", |text| {
         Ok(text.split(',').map(|origin| origin.trim().to_owned()).collect::<Vec<_>>())
     });
-    if let Some(listen) = listen
-        && !listen.ip().is_loopback()
-        && insecure_remote == Some(false)
-    {
-        let what = format!(
-            "{listen} can be reached from elsewhere and the API has no credentials: listen on 127.0.0.1, or set \
-             http.insecure_remote = true where something else guards the port"
-        );
-        reader.wrong("http.listen", what);
+    for (key, listen) in [("http.listen", listen), ("http.grpc", grpc.flatten())] {
+        let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) else { continue };
+        if insecure_remote == Some(false) {
+            let what = format!(
+                "{listen} can be reached from elsewhere and the API has no credentials: listen on 127.0.0.1, or set \
+                 http.insecure_remote = true where something else guards the port"
+            );
+            reader.wrong(key, what);
+        }
     }
+    let beside = listen.map(|listen| match listen.port() {
+        0 | u16::MAX => Grpc::Nowhere,
+        port => Grpc::IfFree(SocketAddr::new(listen.ip(), port + 1)),
+    });
     Some(Http {
         listen: listen?,
+        grpc: grpc?.map_or(beside?, Grpc::At),
+        socket: socket?,
         max_body_bytes: max_body_bytes?,
         score_model: score_model?,
         cors_origins: cors_origins?.unwrap_or_default(),

@@ -2,7 +2,8 @@
 //!
 //! - `inference` the Open Inference Protocol; `azure` `/score` as Azure ML serves it, with its `swagger`;
 //! - `metrics` what is counted; `intake` the bodies; `failure` the errors; `probe` whether it still answers;
-//! - `places` who may be connected; `patient` who is given up.
+//! - `listener` where it is reached; `places` who may be connected; `patient` who is given up;
+//! - `grpc` the same over gRPC, `repository` what is served and how it fares.
 //!
 //! Invariants:
 //! - Memory is bounded whoever calls: connections, headers, each body and all bodies together, those of answers too, have
@@ -14,15 +15,19 @@
 
 mod azure;
 mod failure;
+mod grpc;
 mod inference;
 mod intake;
+mod listener;
 mod metrics;
 mod patient;
 mod places;
 mod probe;
+mod repository;
 mod swagger;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,23 +39,23 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use cloud_sync::name::ModelName;
-use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::failure::Failure;
 use self::intake::Intake;
+use self::listener::Listener;
 use self::metrics::HttpCounters;
 use self::patient::Patient;
 use self::places::{Place, Places};
 pub use self::probe::Probe;
-use crate::config;
+use crate::config::{self, Grpc};
 use crate::metrics::Source;
 use crate::service::Service;
 
@@ -70,6 +75,12 @@ const MAX_CONNECTIONS: usize = 256;
 /// Largest head of a request, and what is read at once of a body. Browsers and proxies send a tenth of it.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
+/// Calls of one connection over HTTP/2 at a time: as many as could wait in a model's queue.
+const MAX_STREAMS: u32 = 64;
+
+/// What a peer may send over HTTP/2 before it is read: a round trip's worth of a local network's speed.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
 /// Longest time that a request's head, and then its body, may take to arrive, that a peer may take nothing of its answer, and
 /// that a connection may idle.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -79,6 +90,10 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Options {
     /// Where it listens; port 0 takes any free one.
     pub listen: SocketAddr,
+    /// Where it listens besides, for those who look for gRPC there.
+    pub grpc: Grpc,
+    /// The socket in the file system at which it listens, too.
+    pub socket: Option<PathBuf>,
     /// Largest body of a request.
     pub max_body_bytes: usize,
     /// Largest sum of all bodies that are held at once.
@@ -97,6 +112,8 @@ impl From<&config::Http> for Options {
     fn from(http: &config::Http) -> Self {
         Self {
             listen: http.listen,
+            grpc: http.grpc,
+            socket: http.socket.clone(),
             max_body_bytes: http.max_body_bytes,
             max_held_bytes: http.max_body_bytes.saturating_mul(LARGEST_BODIES_AT_ONCE),
             max_connections: MAX_CONNECTIONS,
@@ -136,15 +153,15 @@ impl Readiness {
 
 /// An address that can't be had.
 #[derive(Debug, thiserror::Error)]
-#[error("listening for HTTP on {address}: {source}")]
+#[error("listening for HTTP on {place}: {source}")]
 pub struct BindError {
-    address: SocketAddr,
+    place: String,
     source: std::io::Error,
 }
 
 /// A server that listens.
 pub struct Server {
-    listener: TcpListener,
+    listeners: Vec<Listener>,
     address: SocketAddr,
     router: Router,
     places: Places,
@@ -164,12 +181,29 @@ impl Server {
         metrics: Source,
     ) -> Result<Self, BindError> {
         let options = options.into();
-        let wrong = |source| BindError { address: options.listen, source };
-        let listener = TcpListener::bind(options.listen).await.map_err(wrong)?;
-        let address = listener.local_addr().map_err(wrong)?;
+        let wrong = |place: &dyn std::fmt::Display| {
+            let place = place.to_string();
+            move |source| BindError { place, source }
+        };
+        let first = Listener::tcp(options.listen).await.map_err(wrong(&options.listen))?;
+        let address = first.address().map_err(wrong(&options.listen))?;
+        let mut listeners = vec![first];
+        match options.grpc {
+            Grpc::Nowhere => {}
+            Grpc::At(grpc) => listeners.push(Listener::tcp(grpc).await.map_err(wrong(&grpc))?),
+            Grpc::IfFree(grpc) => match Listener::tcp(grpc).await {
+                Ok(listener) => listeners.push(listener),
+                Err(error) => {
+                    tracing::warn!(%grpc, %error, "gRPC is not taken there; it is where HTTP is, too: {address}");
+                }
+            },
+        }
+        if let Some(path) = &options.socket {
+            listeners.push(Listener::unix(path).map_err(wrong(&path.display()))?);
+        }
         let places = Places::new(options.max_connections);
         let router = router(&options, places.clone(), service, readiness, metrics);
-        Ok(Self { listener, address, router, places, options, probe: Probe::new() })
+        Ok(Self { listeners, address, router, places, options, probe: Probe::new() })
     }
 
     /// Where it listens, with the port that it was given.
@@ -188,38 +222,41 @@ impl Server {
     /// # Errors
     /// None: it ends only when it is told to.
     pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
-        let Self { listener, router, places, options, probe: (_probe, mut probes), .. } = self;
+        let Self { listeners, router, places, options, probe: (_probe, mut probes), .. } = self;
         let connections = TaskTracker::new();
         let drop_all = CancellationToken::new();
-        let mut arrived: Option<TcpStream> = None;
-        loop {
-            tokio::select! {
-                accepted = listener.accept(), if arrived.is_none() => match accepted {
-                    Ok((stream, _)) => arrived = Some(stream),
-                    Err(error) => {
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-                place = places.take(), if arrived.is_some() => {
-                    let Some(stream) = arrived.take() else { continue };
-                    // Without it an answer in two writes waits for the client's delayed acknowledgement.
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "TCP_NODELAY is refused");
-                    }
-                    let place = Arc::new(place);
-                    let serve =
-                        serve(stream, Some(place.clone()), router.clone(), options.read_timeout, stop.clone());
+        let timeout = options.read_timeout;
+        let accept = |listener: Listener| {
+            let (router, stop, drop_all) = (router.clone(), stop.clone(), drop_all.clone());
+            let (places, connections) = (places.clone(), connections.clone());
+            async move {
+                loop {
+                    let stream = match listener.accept().await {
+                        Ok(stream) => stream,
+                        Err(error) => {
+                            tracing::warn!(%error, "a connection could not be accepted");
+                            tokio::time::sleep(ACCEPT_PAUSE).await;
+                            continue;
+                        }
+                    };
+                    let place = Arc::new(places.take().await);
+                    let serve = serve(stream, Some(place.clone()), router.clone(), timeout, stop.clone());
                     let drop_all = drop_all.clone();
                     connections.spawn(async move { drop_all.run_until_cancelled(place.hold(serve)).await });
                 }
-                Some(stream) = probes.recv() => {
-                    connections.spawn(serve(stream, None, router.clone(), options.read_timeout, stop.clone()));
-                }
-                () = stop.cancelled() => break,
             }
-        }
-        drop(listener);
+        };
+        let answer_probes = async {
+            while let Some(stream) = probes.recv().await {
+                connections.spawn(serve(stream, None, router.clone(), timeout, stop.clone()));
+            }
+        };
+        // None of them ends by itself: the server's own probe lives as long as it.
+        let all = futures_util::future::join(
+            futures_util::future::join_all(listeners.into_iter().map(accept)),
+            answer_probes,
+        );
+        stop.run_until_cancelled(all).await;
         connections.close();
         if tokio::time::timeout(FAREWELL, connections.wait()).await.is_err() {
             tracing::warn!(connections = connections.len(), "still answering {FAREWELL:?} after the stop");
@@ -231,14 +268,22 @@ impl Server {
 
 /// One connection, until its end or, after `stop`, until its last answer.
 async fn serve(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     place: Option<Arc<Place>>,
     router: Router,
     timeout: Duration,
     stop: CancellationToken,
 ) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(timeout).max_buf_size(MAX_HEAD_BYTES);
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(timeout).max_buf_size(MAX_HEAD_BYTES);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(STREAM_WINDOW_BYTES)
+        .keep_alive_interval(timeout)
+        .keep_alive_timeout(timeout);
     let router = TowerToHyperService::new(router);
     let service = service_fn(|mut request| {
         request.extensions_mut().insert(place.clone());
@@ -291,6 +336,8 @@ fn router(
     });
     Router::new()
         .merge(inference::routes())
+        .merge(repository::routes())
+        .merge(grpc::routes())
         .merge(azure::routes(shared.clone()))
         .route("/metrics", get(metrics::show))
         .fallback(unknown_path)
@@ -301,15 +348,14 @@ fn router(
 
 async fn count(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let place = request.extensions_mut().remove::<Option<Arc<Place>>>().flatten();
-    if let Some(place) = &place {
-        request = place.watch(request);
+    let visit = place.map(|place| place.visit());
+    if let Some(visit) = &visit {
+        request = visit.watch(request);
     }
     let uri = request.uri().clone();
     let response = next.run(request).await;
     let response = api.intake.charge(response).unwrap_or_else(|failure| answer_for(&uri, &failure));
-    if let Some(place) = place {
-        place.answered();
-    }
+    drop(visit);
     api.counters.answered(response.status());
     response
 }

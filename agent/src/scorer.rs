@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cloud_sync::digest::Digest;
 use cloud_sync::name::ModelName;
@@ -94,6 +94,8 @@ pub struct Counters {
     pub invalid: AtomicU64,
     /// Requests that wait or are being scored.
     pub pending: AtomicU64,
+    /// When a request was last scored, in milliseconds since 1970; 0 for never.
+    pub last_ms: AtomicU64,
     /// Time that requests waited, in microseconds.
     pub queue_us: AtomicU64,
     /// Time that the engine took, in microseconds.
@@ -266,6 +268,7 @@ impl Live {
         match &result {
             Ok(scored) => {
                 self.pace.learn(&scored.inputs, scored.computed);
+                self.counters.last_ms.store(now_ms(), Ordering::Relaxed);
                 self.counters.success.fetch_add(1, Ordering::Relaxed);
                 self.counters.rows.fetch_add(rows(&self.facts.signature, &scored.inputs), Ordering::Relaxed);
                 self.counters.queue_us.fetch_add(micros(scored.queued), Ordering::Relaxed);
@@ -397,6 +400,11 @@ impl Drop for Pending<'_> {
 
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn micros(duration: Duration) -> u64 {

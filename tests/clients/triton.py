@@ -20,6 +20,10 @@ assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
 about = client.get_model_metadata(model)
 assert about["inputs"] == [{"name": "load", "datatype": "FP32", "shape": [-1, 24]}], about
 version = about["versions"][0]
+config = client.get_model_config(model)
+assert config["input"] == [{"name": "load", "data_type": "TYPE_FP32", "dims": [-1, 24]}], config
+index = client.get_model_repository_index()
+assert index == [{"name": model, "version": version, "state": "READY", "reason": ""}], index
 
 
 def infer(windows, binary, **more):
@@ -38,6 +42,11 @@ accuracy = (labels == truth).mean()
 assert accuracy > 0.95, f"accuracy {accuracy}, the sample's README says 0.9689"
 for other in (infer(windows, binary=False), infer(windows, True, model_version=version)):
     assert (other[0] == labels).all() and numpy.allclose(other[1], probabilities, atol=1e-6)
+
+
+stats = client.get_inference_statistics(model)["model_stats"][0]
+assert (stats["inference_count"], stats["execution_count"]) == (3 * len(truth), 3), stats
+assert stats["inference_stats"]["compute_infer"]["ns"] > 0 and stats["last_inference"] > 1_700_000_000_000, stats
 
 
 def refused(status, words, call):

@@ -10,7 +10,8 @@ fn tritonclient_works_unchanged() -> Result<(), Failure> {
     let agent = Agent::start_local(&directory, &data::sample(Some(2)), &[])?;
     let address = agent.http.trim_start_matches("http://");
     let windows = data::sample(None).join("test.csv").display().to_string();
-    python::run("triton.py", &[address, MODEL, &windows]).map(drop)
+    python::run("triton.py", &[address, MODEL, &windows])?;
+    python::run("triton_grpc.py", &[address, MODEL, &windows]).map(drop)
 }
 
 #[test]

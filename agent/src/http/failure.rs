@@ -48,6 +48,11 @@ impl Failure {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
     }
 
+    /// What went wrong.
+    pub(super) fn line(&self) -> &str {
+        &self.line
+    }
+
     /// As the Open Inference Protocol says it.
     pub(super) fn as_error(&self) -> Response {
         self.answer("error")

@@ -24,10 +24,20 @@ use super::{Api, json as json_response};
 use crate::scorer::Live;
 use crate::service::Answer;
 
+/// The server's name.
+pub(super) const SERVER: &str = "edgewise-agent";
+
+/// What it speaks beside the protocol.
+pub(super) const EXTENSIONS: [&str; 4] =
+    ["binary_tensor_data", "model_repository", "model_configuration", "statistics"];
+
+/// The platform of every model.
+pub(super) const PLATFORM: &str = "onnx_onnxv1";
+
 const JSON_LENGTH: &str = "inference-header-content-length";
 
 /// Longest id of a request, in bytes: it goes into every captured row.
-const MAX_ID_BYTES: usize = 100;
+pub(super) const MAX_ID_BYTES: usize = 100;
 
 pub(super) fn routes() -> Router<Api> {
     Router::new()
@@ -45,13 +55,13 @@ pub(super) fn routes() -> Router<Api> {
 
 /// The model in the path, and the version where there is one.
 #[derive(Debug, Deserialize)]
-struct Target {
+pub(super) struct Target {
     model: String,
     version: Option<String>,
 }
 
 impl Target {
-    fn find(&self, api: &Api) -> Result<Arc<Live>, Failure> {
+    pub(super) fn find(&self, api: &Api) -> Result<Arc<Live>, Failure> {
         Ok(api.service.scorer.find(&self.model, self.version.as_deref())?)
     }
 }
@@ -69,9 +79,9 @@ impl FromRequestParts<Api> for Target {
 
 async fn server() -> Response {
     let about = json!({
-        "name": "edgewise-agent",
+        "name": SERVER,
         "version": env!("CARGO_PKG_VERSION"),
-        "extensions": ["binary_tensor_data"],
+        "extensions": EXTENSIONS,
     });
     axum::Json(about).into_response()
 }
@@ -105,7 +115,7 @@ async fn model(State(api): State<Api>, target: Target) -> Result<Response, Failu
     let about = json!({
         "name": live.facts.name,
         "versions": [live.facts.version.to_string()],
-        "platform": "onnx_onnxv1",
+        "platform": PLATFORM,
         "inputs": signature.inputs.iter().map(describe).collect::<Vec<_>>(),
         "outputs": signature.outputs.iter().map(describe).collect::<Vec<_>>(),
     });
@@ -249,20 +259,26 @@ fn inputs(tensors: Vec<JsonTensor>, mut blobs: &[u8]) -> Result<Tensors, Failure
     }
 }
 
+/// Makes sure that the model gives an output.
+pub(super) fn known_output(live: &Live, name: &str) -> Result<(), Failure> {
+    let known = &live.facts.signature.outputs;
+    if known.iter().any(|spec| spec.name == name) {
+        return Ok(());
+    }
+    let known: Vec<String> = known.iter().map(|spec| format!("`{}`", spec.name)).collect();
+    Err(Failure::bad_request(format!("output `{name}` is unknown: the model gives {}", known.join(", "))))
+}
+
 fn wanted_outputs(
     outputs: Vec<RequestedOutput>,
     as_bytes: bool,
     live: &Live,
 ) -> Result<WantedOutputs, Failure> {
-    let known = &live.facts.signature.outputs;
     let mut wanted: Vec<(String, bool)> = Vec::new();
     for RequestedOutput { name, parameters } in outputs {
         let parameters = parameters.unwrap_or_default();
         let refuse = |why: String| Err(Failure::bad_request(format!("output `{name}` {why}")));
-        if !known.iter().any(|spec| spec.name == name) {
-            let known: Vec<String> = known.iter().map(|spec| format!("`{}`", spec.name)).collect();
-            return refuse(format!("is unknown: the model gives {}", known.join(", ")));
-        }
+        known_output(live, &name)?;
         if wanted.iter().any(|(earlier, _)| *earlier == name) {
             return refuse("is asked for twice".to_owned());
         }

@@ -1,5 +1,5 @@
-//! A connection whose peer takes what it is sent: one that takes nothing for a while is given up, and with it the answers
-//! that wait in memory.
+//! A connection whose peer says at once what it speaks, and takes what it is sent: one that says nothing at first, or then
+//! takes nothing for a while, is given up, and with it the answers that wait in memory.
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
@@ -9,17 +9,22 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// A stream whose writes wait for the peer for so long at the most.
+/// What HTTP/2 begins with. Until so much is here it is not known which HTTP it is, and no other clock runs.
+const PREFACE: usize = 24;
+
+/// A stream whose writes, and whose first read, wait for the peer for so long at the most.
 pub(super) struct Patient<S> {
     stream: S,
     patience: Duration,
+    /// Bytes that came, while they are few; runs until they are more.
+    begun: Option<(usize, Pin<Box<Sleep>>)>,
     /// Runs while the peer takes nothing.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncWrite + Unpin> Patient<S> {
     pub(super) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, waiting: None }
+        Self { stream, patience, begun: Some((0, Box::pin(tokio::time::sleep(patience)))), waiting: None }
     }
 
     fn wait<T>(
@@ -43,7 +48,22 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let Some((bytes, timer)) = &mut self.begun else { return polled };
+        match polled {
+            Poll::Ready(read) => {
+                *bytes += buffer.filled().len().saturating_sub(before);
+                if *bytes >= PREFACE {
+                    self.begun = None;
+                }
+                Poll::Ready(read)
+            }
+            Poll::Pending => {
+                ready!(timer.as_mut().poll(context));
+                Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the peer says nothing")))
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -38,8 +39,10 @@ struct State {
 }
 
 struct Taken {
-    /// Since when its peer is waited for; `None` while we are at work for it.
-    waiting: Option<Instant>,
+    /// Since when its peer is waited for.
+    waiting: Instant,
+    /// Requests that are here whole and have no answer yet: we are at work for it.
+    working: usize,
     leave: CancellationToken,
 }
 
@@ -50,10 +53,16 @@ pub(super) struct Place {
     leave: CancellationToken,
 }
 
+/// One request of a connection, which may have several at a time. It is answered once this is dropped.
+pub(super) struct Visit {
+    place: Arc<Place>,
+    is_here: AtomicBool,
+}
+
 /// A request's body, which tells when all of it is here.
 struct Watched {
     body: Body,
-    place: Arc<Place>,
+    visit: Arc<Visit>,
 }
 
 impl Places {
@@ -81,8 +90,8 @@ impl Places {
     fn try_take(&self) -> Option<Place> {
         let mut state = self.0.lock();
         if state.taken.len() >= self.0.most {
-            let waiting = state.taken.iter().filter_map(|(number, taken)| Some((taken.waiting?, *number)));
-            let (_, longest) = waiting.min()?;
+            let waiting = state.taken.iter().filter(|(_, taken)| taken.working == 0);
+            let (_, longest) = waiting.map(|(number, taken)| (taken.waiting, *number)).min()?;
             if let Some(taken) = state.taken.remove(&longest) {
                 taken.leave.cancel();
                 state.given_up += 1;
@@ -90,7 +99,7 @@ impl Places {
         }
         state.last += 1;
         let (number, leave) = (state.last, CancellationToken::new());
-        state.taken.insert(number, Taken { waiting: Some(Instant::now()), leave: leave.clone() });
+        state.taken.insert(number, Taken { waiting: Instant::now(), working: 0, leave: leave.clone() });
         Some(Place { hall: self.0.clone(), number, leave })
     }
 }
@@ -107,29 +116,44 @@ impl Place {
         self.leave.run_until_cancelled(work).await;
     }
 
-    /// Watches a request: we are at work for its peer once all of it is here.
+    /// A request has come.
+    pub(super) fn visit(self: &Arc<Self>) -> Arc<Visit> {
+        Arc::new(Visit { place: self.clone(), is_here: AtomicBool::new(false) })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Taken)) {
+        if let Some(taken) = self.hall.lock().taken.get_mut(&self.number) {
+            change(taken);
+        }
+    }
+}
+
+impl Visit {
+    /// Watches the request: we are at work for its peer once all of it is here.
     pub(super) fn watch(self: &Arc<Self>, request: Request<Body>) -> Request<Body> {
         if request.body().is_end_stream() {
-            self.working();
+            self.is_whole();
             return request;
         }
-        request.map(|body| Body::new(Watched { body, place: self.clone() }))
+        request.map(|body| Body::new(Watched { body, visit: self.clone() }))
     }
 
-    /// The answer is there: from now on the peer is waited for.
-    pub(super) fn answered(&self) {
-        self.wait_since(Some(Instant::now()));
-        self.hall.changed.notify_one();
-    }
-
-    fn working(&self) {
-        self.wait_since(None);
-    }
-
-    fn wait_since(&self, waiting: Option<Instant>) {
-        if let Some(taken) = self.hall.lock().taken.get_mut(&self.number) {
-            taken.waiting = waiting;
+    fn is_whole(&self) {
+        if !self.is_here.swap(true, Ordering::Relaxed) {
+            self.place.change(|taken| taken.working += 1);
         }
+    }
+}
+
+impl Drop for Visit {
+    /// From now on the peer is waited for, unless another of its requests is worked on.
+    fn drop(&mut self) {
+        let is_here = self.is_here.load(Ordering::Relaxed);
+        self.place.change(|taken| {
+            taken.working -= usize::from(is_here);
+            taken.waiting = Instant::now();
+        });
+        self.place.hall.changed.notify_one();
     }
 }
 
@@ -150,7 +174,7 @@ impl HttpBody for Watched {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
         if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
-            self.place.working();
+            self.visit.is_whole();
         }
         polled
     }
@@ -167,18 +191,24 @@ mod tests {
     #[tokio::test]
     async fn who_is_waited_for_longest_makes_way_and_nobody_whom_we_work_for() {
         let places = Places::new(2);
-        let (first, second) = (Arc::new(places.take().await), places.take().await);
-        first.watch(Request::new(Body::empty()));
-        let third = places.take().await;
+        let take = async || Arc::new(places.take().await);
+        let (first, second) = (take().await, take().await);
+        let visit = first.visit();
+        visit.watch(Request::new(Body::empty()));
+        let third = take().await;
         assert!(second.leave.is_cancelled() && !first.leave.is_cancelled() && !third.leave.is_cancelled());
         assert_eq!(places.given_up(), 1);
 
-        third.working();
+        let (one, other) = (third.visit(), third.visit());
+        one.is_whole();
+        other.is_whole();
         assert!(places.try_take().is_none(), "we work for both");
-        first.answered();
-        let fourth = places.take().await;
+        drop(one);
+        assert!(places.try_take().is_none(), "we still work for both");
+        drop(visit);
+        let fourth = take().await;
         assert!(first.leave.is_cancelled() && !third.leave.is_cancelled());
-        drop((second, first, third));
+        drop((second, first, other, third));
         assert!(places.try_take().is_some());
         assert!(!fourth.leave.is_cancelled());
     }
@@ -186,11 +216,11 @@ mod tests {
     #[tokio::test]
     async fn a_request_is_here_when_its_body_is() {
         let places = Places::new(1);
-        let place = Arc::new(places.take().await);
-        let request = place.watch(Request::new(Body::from("body")));
-        assert!(places.0.lock().taken.values().all(|taken| taken.waiting.is_some()));
+        let visit = Arc::new(places.take().await).visit();
+        let request = visit.watch(Request::new(Body::from("body")));
+        assert!(places.0.lock().taken.values().all(|taken| taken.working == 0));
         let body = axum::body::to_bytes(request.into_body(), 10).await.unwrap();
         assert_eq!(&body[..], b"body");
-        assert!(places.0.lock().taken.values().all(|taken| taken.waiting.is_none()));
+        assert!(places.0.lock().taken.values().all(|taken| taken.working == 1));
     }
 }

@@ -53,6 +53,8 @@ impl Answered {
 fn options() -> Options {
     Options {
         listen: "127.0.0.1:0".parse().unwrap(),
+        grpc: Grpc::Nowhere,
+        socket: None,
         max_body_bytes: 100_000,
         max_held_bytes: 100_000,
         max_connections: 16,
@@ -440,7 +442,7 @@ fn azure_clients_find_what_they_know() {
 #[test]
 fn health_and_metadata_follow_the_agent() {
     let served = Served::new(options(), Duration::from_secs(10));
-    assert_eq!(served.get("/v2").json()["extensions"], json!(["binary_tensor_data"]));
+    assert_eq!(served.get("/v2").json()["extensions"], json!(inference::EXTENSIONS));
     assert_eq!(served.get("/v2/health/live").status, 200);
     let starting = served.get("/v2/health/ready");
     assert_eq!((starting.status, &starting.json()["ready"]), (503, &json!(false)));

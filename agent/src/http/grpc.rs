@@ -1,0 +1,290 @@
+//! The Open Inference Protocol v2 over gRPC, as tritonclient and KServe's clients speak it, with Triton's statistics, index
+//! and configuration.
+//!
+//! It is answered wherever the scoring API listens. What is not supported is refused by name, never passed over: shared
+//! memory, streams, loading and unloading. A call that its caller gives up, or whose time is over, is not scored.
+
+mod message;
+mod tensors;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use axum::routing::post;
+use futures_util::future::BoxFuture;
+use prost::Message;
+use tonic::server::{Grpc, UnaryService};
+use tonic::{Code, Status};
+use tonic_prost::ProstCodec;
+
+use self::message::{
+    InferStatistics, ModelConfig, ModelConfigResponse, ModelIndex, ModelInferRequest, ModelInferResponse,
+    ModelInput, ModelMetadata, ModelOutput, ModelStatistics, ModelStatisticsResponse, Named, Nothing,
+    RepositoryIndexRequest, RepositoryIndexResponse, ServerMetadata, StatisticDuration, Truth,
+};
+use super::failure::Failure;
+use super::inference::{EXTENSIONS, MAX_ID_BYTES, PLATFORM, SERVER};
+use super::repository::{Statistics, dims};
+use super::{Api, inference};
+use crate::scorer::Live;
+
+/// The header with which a caller says how long it waits.
+const TIMEOUT: &str = "grpc-timeout";
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new().route("/inference.GRPCInferenceService/{method}", post(answer))
+}
+
+async fn answer(State(api): State<Api>, Path(method): Path<String>, request: Request) -> Response {
+    match method.as_str() {
+        "ServerLive" => unary(api, request, server_live).await,
+        "ServerReady" => unary(api, request, server_ready).await,
+        "ModelReady" => unary(api, request, model_ready).await,
+        "ServerMetadata" => unary(api, request, server_metadata).await,
+        "ModelMetadata" => unary(api, request, model_metadata).await,
+        "ModelInfer" => unary(api, request, infer).await,
+        "ModelStatistics" => unary(api, request, statistics).await,
+        "ModelConfig" => unary(api, request, config).await,
+        "RepositoryIndex" => unary(api, request, index).await,
+        _ => {
+            let refused = async |_: Api, _: Nothing| -> Result<Nothing, Status> {
+                Err(Status::unimplemented("this agent has no such method"))
+            };
+            unary(api, request, refused).await
+        }
+    }
+}
+
+/// Reads a message within the bounds of all bodies, has it answered within the caller's time, and writes the answer.
+async fn unary<Q, A, F>(
+    api: Api,
+    request: Request,
+    work: impl Fn(Api, Q) -> F + Send + Sync + 'static,
+) -> Response
+where
+    Q: Message + Default + 'static,
+    A: Message + 'static,
+    F: Future<Output = Result<A, Status>> + Send + 'static,
+{
+    let limit = timeout(request.headers());
+    let (parts, body) = request.into_parts();
+    let (body, share) = api.intake.meter(body, |failure| status(&failure));
+    let mut grpc = Grpc::new(ProstCodec::<A, Q>::default()).max_decoding_message_size(api.intake.max_body());
+    let work = move |message| work(api.clone(), message);
+    let answering = grpc.unary(Method(work), Request::from_parts(parts, body));
+    let answered = match limit {
+        None => answering.await,
+        Some(limit) => match tokio::time::timeout(limit, answering).await {
+            Ok(answered) => answered,
+            Err(_) => Status::deadline_exceeded(format!("not answered within {limit:?}")).into_http(),
+        },
+    };
+    drop(share);
+    answered.map(Body::new)
+}
+
+/// A method that takes one message and gives one.
+struct Method<W>(W);
+
+impl<Q, A, F, W> UnaryService<Q> for Method<W>
+where
+    W: Fn(Q) -> F,
+    F: Future<Output = Result<A, Status>> + Send + 'static,
+{
+    type Response = A;
+    type Future = BoxFuture<'static, Result<tonic::Response<A>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<Q>) -> Self::Future {
+        let answer = (self.0)(request.into_inner());
+        Box::pin(async { answer.await.map(tonic::Response::new) })
+    }
+}
+
+async fn server_live(api: Api, _: Nothing) -> Result<Truth, Status> {
+    Ok(Truth { is: api.readiness.borrow().live })
+}
+
+async fn server_ready(api: Api, _: Nothing) -> Result<Truth, Status> {
+    let readiness = api.readiness.borrow().clone();
+    Ok(Truth { is: readiness.live && readiness.ready })
+}
+
+async fn model_ready(api: Api, named: Named) -> Result<Truth, Status> {
+    Ok(Truth { is: find(&api, &named).is_ok() })
+}
+
+async fn server_metadata(_: Api, _: Nothing) -> Result<ServerMetadata, Status> {
+    Ok(ServerMetadata {
+        name: SERVER.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+    })
+}
+
+async fn model_metadata(api: Api, named: Named) -> Result<ModelMetadata, Status> {
+    let live = find(&api, &named)?;
+    let signature = &live.facts.signature;
+    Ok(ModelMetadata {
+        name: live.facts.name.to_string(),
+        versions: vec![live.facts.version.to_string()],
+        platform: PLATFORM.to_owned(),
+        inputs: signature.inputs.iter().map(tensors::metadata).collect(),
+        outputs: signature.outputs.iter().map(tensors::metadata).collect(),
+    })
+}
+
+async fn infer(api: Api, request: ModelInferRequest) -> Result<ModelInferResponse, Status> {
+    let ModelInferRequest { model_name, model_version, id, inputs, outputs, raw_input_contents } = request;
+    let live = find(&api, &Named { name: model_name, version: model_version })?;
+    if id.len() > MAX_ID_BYTES {
+        return Err(Status::invalid_argument(format!("`id` is longer than {MAX_ID_BYTES} bytes")));
+    }
+    let mut wanted = Vec::with_capacity(outputs.len());
+    for output in outputs {
+        if let Some(parameter) = ["classification", "shared_memory_region"]
+            .iter()
+            .find(|name| output.parameters.contains_key(**name))
+        {
+            return Err(Status::unimplemented(format!(
+                "output `{}`: {parameter} is not supported",
+                output.name
+            )));
+        }
+        inference::known_output(&live, &output.name).map_err(|failure| status(&failure))?;
+        wanted.push(output.name);
+    }
+    let inputs = tensors::inputs(inputs, &raw_input_contents)?;
+    let asked = Some(id.clone()).filter(|id| !id.is_empty());
+    let answer = api.service.score_on(live, inputs, asked, None).await;
+    let answer = answer.map_err(|refused| status(&Failure::from(refused)))?;
+    let given = answer.scored.outputs.iter();
+    let chosen = given.filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name));
+    let (outputs, raw_output_contents) = chosen.map(|(name, tensor)| tensors::output(name, tensor)).unzip();
+    Ok(ModelInferResponse {
+        model_name: answer.live.facts.name.to_string(),
+        model_version: answer.live.facts.version.to_string(),
+        id,
+        outputs,
+        raw_output_contents,
+    })
+}
+
+async fn statistics(api: Api, named: Named) -> Result<ModelStatisticsResponse, Status> {
+    let models = match named.name.is_empty() {
+        true => api.service.scorer.all(),
+        false => vec![find(&api, &named)?],
+    };
+    Ok(ModelStatisticsResponse { model_stats: models.iter().map(|live| statistics_of(live)).collect() })
+}
+
+fn statistics_of(live: &Live) -> ModelStatistics {
+    let Statistics { last_ms, rows, runs, answered, failed, queue_us, compute_us } = Statistics::of(live);
+    let of = |count: u64, micros: u64| Some(StatisticDuration { count, ns: micros.saturating_mul(1000) });
+    ModelStatistics {
+        name: live.facts.name.to_string(),
+        version: live.facts.version.to_string(),
+        last_inference: last_ms,
+        inference_count: rows,
+        execution_count: runs,
+        inference_stats: Some(InferStatistics {
+            success: of(answered, queue_us.saturating_add(compute_us)),
+            fail: of(failed, 0),
+            queue: of(answered, queue_us),
+            compute_input: of(answered, 0),
+            compute_infer: of(answered, compute_us),
+            compute_output: of(answered, 0),
+        }),
+    }
+}
+
+async fn config(api: Api, named: Named) -> Result<ModelConfigResponse, Status> {
+    let live = find(&api, &named)?;
+    let signature = &live.facts.signature;
+    let input = |spec: &engine::TensorSpec| ModelInput {
+        name: spec.name.clone(),
+        data_type: tensors::type_number(spec.data_type),
+        dims: dims(spec),
+    };
+    let output = |spec: &engine::TensorSpec| ModelOutput {
+        name: spec.name.clone(),
+        data_type: tensors::type_number(spec.data_type),
+        dims: dims(spec),
+    };
+    let config = ModelConfig {
+        name: live.facts.name.to_string(),
+        platform: PLATFORM.to_owned(),
+        max_batch_size: 0,
+        input: signature.inputs.iter().map(input).collect(),
+        output: signature.outputs.iter().map(output).collect(),
+        backend: "onnxruntime".to_owned(),
+    };
+    Ok(ModelConfigResponse { config: Some(config) })
+}
+
+async fn index(api: Api, _: RepositoryIndexRequest) -> Result<RepositoryIndexResponse, Status> {
+    let entry = |live: &Arc<Live>| ModelIndex {
+        name: live.facts.name.to_string(),
+        version: live.facts.version.to_string(),
+        state: "READY".to_owned(),
+        reason: String::new(),
+    };
+    Ok(RepositoryIndexResponse { models: api.service.scorer.all().iter().map(entry).collect() })
+}
+
+fn find(api: &Api, named: &Named) -> Result<Arc<Live>, Status> {
+    let version = Some(named.version.as_str()).filter(|version| !version.is_empty());
+    api.service.scorer.find(&named.name, version).map_err(|refused| status(&Failure::from(refused)))
+}
+
+/// What a failure is called here.
+fn status(failure: &Failure) -> Status {
+    let code = match failure.status {
+        StatusCode::NOT_FOUND => Code::NotFound,
+        StatusCode::SERVICE_UNAVAILABLE => Code::Unavailable,
+        StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
+        StatusCode::REQUEST_TIMEOUT => Code::DeadlineExceeded,
+        status if status.is_server_error() => Code::Internal,
+        _ => Code::InvalidArgument,
+    };
+    Status::new(code, failure.line())
+}
+
+/// How long the caller waits: up to eight digits and a unit, as gRPC over HTTP/2 has it. What can't be read is no limit.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_time_is_read() {
+        let read = |text: &'static str| {
+            timeout(&HeaderMap::from_iter([(TIMEOUT.parse().unwrap(), text.parse().unwrap())]))
+        };
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("1S"), Some(Duration::from_secs(1)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for bad in ["", "S", "5", "123456789S", "1x", "-1S"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        assert_eq!(timeout(&HeaderMap::new()), None);
+    }
+}

@@ -1,0 +1,131 @@
+//! Triton's extensions that tell what is served and how it fares: the index of models, their configuration, their statistics.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use engine::{DataType, TensorSpec};
+use serde_json::{Value, json};
+
+use super::Api;
+use super::failure::Failure;
+use super::inference::{PLATFORM, Target};
+use crate::scorer::Live;
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new()
+        .route("/v2/repository/index", post(index))
+        .route("/v2/models/stats", get(all))
+        .route("/v2/models/{model}/stats", get(one))
+        .route("/v2/models/{model}/versions/{version}/stats", get(one))
+        .route("/v2/models/{model}/config", get(config))
+        .route("/v2/models/{model}/versions/{version}/config", get(config))
+}
+
+/// What a version has done since it went live. Times are in microseconds, summed.
+pub(super) struct Statistics {
+    /// Milliseconds since 1970; 0 for never.
+    pub(super) last_ms: u64,
+    pub(super) rows: u64,
+    /// Runs of the model.
+    pub(super) runs: u64,
+    pub(super) answered: u64,
+    pub(super) failed: u64,
+    pub(super) queue_us: u64,
+    pub(super) compute_us: u64,
+}
+
+impl Statistics {
+    pub(super) fn of(live: &Live) -> Self {
+        let counters = &live.counters;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let failed = [&counters.failed, &counters.rejected, &counters.canceled, &counters.invalid];
+        Self {
+            last_ms: load(&counters.last_ms),
+            rows: load(&counters.rows),
+            runs: load(&counters.success),
+            answered: load(&counters.success),
+            failed: failed.into_iter().map(load).sum(),
+            queue_us: load(&counters.queue_us),
+            compute_us: load(&counters.compute_us),
+        }
+    }
+}
+
+async fn index(State(api): State<Api>) -> Response {
+    let entry = |live: &Arc<Live>| {
+        let version = live.facts.version.to_string();
+        json!({ "name": live.facts.name, "version": version, "state": "READY", "reason": "" })
+    };
+    let entries: Vec<Value> = api.service.scorer.all().iter().map(entry).collect();
+    axum::Json(entries).into_response()
+}
+
+async fn all(State(api): State<Api>) -> Response {
+    of_all(&api.service.scorer.all())
+}
+
+async fn one(State(api): State<Api>, target: Target) -> Result<Response, Failure> {
+    Ok(of_all(&[target.find(&api)?]))
+}
+
+fn of_all(models: &[Arc<Live>]) -> Response {
+    let stats = |live: &Arc<Live>| {
+        let statistics = Statistics::of(live);
+        let of = |count: u64, micros: u64| json!({ "count": count, "ns": micros.saturating_mul(1000) });
+        let Statistics { answered, failed, queue_us, compute_us, .. } = statistics;
+        json!({
+            "name": live.facts.name,
+            "version": live.facts.version.to_string(),
+            "last_inference": statistics.last_ms,
+            "inference_count": statistics.rows,
+            "execution_count": statistics.runs,
+            "inference_stats": {
+                "success": of(answered, queue_us.saturating_add(compute_us)),
+                "fail": of(failed, 0),
+                "queue": of(answered, queue_us),
+                "compute_input": of(answered, 0),
+                "compute_infer": of(answered, compute_us),
+                "compute_output": of(answered, 0),
+            },
+            "batch_stats": [],
+            "memory_usage": [{ "type": "CPU", "id": 0, "byte_size": live.facts.memory_bytes }],
+        })
+    };
+    axum::Json(json!({ "model_stats": models.iter().map(stats).collect::<Vec<_>>() })).into_response()
+}
+
+/// As much of Triton's configuration as holds here. Shapes are given whole, so the greatest batch is 0.
+async fn config(State(api): State<Api>, target: Target) -> Result<Response, Failure> {
+    let live = target.find(&api)?;
+    let tensor = |spec: &TensorSpec| json!({ "name": spec.name, "data_type": type_name(spec.data_type), "dims": dims(spec) });
+    let signature = &live.facts.signature;
+    let config = json!({
+        "name": live.facts.name,
+        "platform": PLATFORM,
+        "backend": "onnxruntime",
+        "version_policy": { "specific": { "versions": [live.facts.version] } },
+        "max_batch_size": 0,
+        "input": signature.inputs.iter().map(tensor).collect::<Vec<_>>(),
+        "output": signature.outputs.iter().map(tensor).collect::<Vec<_>>(),
+    });
+    Ok(axum::Json(config).into_response())
+}
+
+/// The lengths of its dimensions; -1 for a free one.
+pub(super) fn dims(spec: &TensorSpec) -> Vec<i64> {
+    spec.shape
+        .iter()
+        .map(|length| length.and_then(|length| i64::try_from(length).ok()).unwrap_or(-1))
+        .collect()
+}
+
+fn type_name(data_type: DataType) -> String {
+    match data_type {
+        DataType::String => "TYPE_STRING".to_owned(),
+        other => format!("TYPE_{}", other.oip_name()),
+    }
+}

@@ -124,7 +124,7 @@ impl Sink {
         let telemetry = telemetry.into();
         let stream = telemetry.stream.clone();
         let attempt = self.prepare(device, telemetry).await?;
-        let receipt = Receipt { stream: stream.clone(), durable_through: attempt.through };
+        let receipt = Receipt { stream: stream.clone(), durable_through: attempt.through, again: false };
         if attempt.through > attempt.before {
             for path in self.store.doom_stream(device, &stream).await? {
                 self.objects.delete(&path).await?;

@@ -18,8 +18,7 @@ fn open_path(directory: &Path) -> Spool {
     open_bounded(directory, MIN_BYTES)
 }
 
-/// Seven segments of 1120 KiB and what lies beside them leave nearly a segment over, and an eighth fits if anything is
-/// forgotten: then the spool goes beyond this bound.
+/// Not a multiple of a segment's charge: the room for seven, and most of an eighth that does not fit.
 const TIGHT_BYTES: u64 = 9008 * 1024;
 
 fn open_bounded(directory: &Path, max_bytes: u64) -> Spool {

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - A row leaves the spool only on the cloud's receipt; a broker's word that it has a message is worth nothing, but
 //!   where there is to be no cloud and edgeHub's word is all that there is: see [`edge_hub`].
-//! - After a reconnect, or when a receipt does not come, everything without a receipt is sent again; the cloud
-//!   keeps each row once, by its stream and sequence number.
+//! - After a reconnect, when the registry has come back, or when a receipt does not come, everything without a receipt
+//!   is sent again; the cloud keeps each row once, by its stream and sequence number.
 //! - Each batch names the row that was sent before it, so the cloud notices a batch that was lost; its receipt
 //!   says again how far it has come, and what follows is sent again at once.
 //! - A receipt for rows that were never sent means that the cloud has other rows under this stream's numbers: all
@@ -130,7 +130,7 @@ impl Uploader {
         tokio::select! {
             () = stop.cancelled() => {}
             Some(receipt) = self.receipts.recv() => self.take(receipt, flight).await?,
-            Ok(()) = self.connects.changed() => flight.reconnected(),
+            Ok(()) = self.connects.changed() => flight.forget(),
             Ok(()) = self.flush.changed() => {}
             Ok(()) = self.appended.changed() => {
                 self.publish_ledger().await?;
@@ -139,7 +139,7 @@ impl Uploader {
                     () = tokio::time::sleep(self.interval) => {}
                     Ok(()) = self.flush.changed() => {}
                     Some(receipt) = self.receipts.recv() => self.take(receipt, flight).await?,
-                    Ok(()) = self.connects.changed() => flight.reconnected(),
+                    Ok(()) = self.connects.changed() => flight.forget(),
                     () = stop.cancelled() => {}
                 }
             }
@@ -197,6 +197,10 @@ impl Uploader {
     }
 
     async fn take(&self, receipt: Receipt, flight: &mut Flight) -> Result<(), SpoolError> {
+        if receipt.again {
+            // What it has of them the next receipts say, and this one where it is for this stream.
+            flight.forget();
+        }
         let through = receipt.durable_through;
         let result = self
             .with_spool(move |spool| {
@@ -274,8 +278,9 @@ impl Default for Flight {
 }
 
 impl Flight {
-    /// A new connection knows nothing of what was on its way on the last one, and may be no better.
-    fn reconnected(&mut self) {
+    /// A new connection, or a registry that has just come, knows nothing of what was on its way. The link may be no
+    /// better than it was.
+    fn forget(&mut self) {
         *self = Self { batch_bytes: self.smaller(), ..Self::default() };
     }
 
@@ -334,11 +339,11 @@ mod tests {
     #[test]
     fn batches_shrink_on_a_link_that_loses_them_and_grow_on_one_that_does_not() {
         let mut flight = Flight::default();
-        flight.reconnected();
+        flight.forget();
         assert_eq!(flight.batch_bytes, BATCH_BYTES, "nothing was on its way");
         for _ in 0..10 {
             flight.add(5);
-            flight.reconnected();
+            flight.forget();
         }
         assert_eq!(flight.batch_bytes, LEAST_BATCH_BYTES);
         flight.add(9);

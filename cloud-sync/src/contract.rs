@@ -397,6 +397,10 @@ pub struct Receipt {
     pub stream: String,
     /// Every row up to this sequence number that was sent is durable.
     pub durable_through: u64,
+    /// The registry has just come, and may have missed what was sent before: what has no receipt is to be sent again,
+    /// also of another stream than this, of which the registry may know nothing yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// Something that a device shall do once.

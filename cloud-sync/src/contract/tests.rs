@@ -406,7 +406,7 @@ fn clock() -> Clock {
 }
 
 fn receipt() -> Receipt {
-    Receipt { stream: "stream".into(), durable_through: 302 }
+    Receipt { stream: "stream".into(), durable_through: 302, again: false }
 }
 
 fn command() -> Command {

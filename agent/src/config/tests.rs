@@ -42,6 +42,15 @@ fn local_bundles_are_a_list() {
 }
 
 #[test]
+fn a_file_of_mistakes_alone_is_read_at_once() {
+    let lines: String = (0..60_000).map(|at| format!("key{at} = 1\n")).collect();
+    let routes = "[[route]]\n".repeat(60_000);
+    for text in [lines, routes] {
+        assert_eq!(mistakes(&sources(Some(file(&text).path()), &[], &[])).len(), 100, "the first hundred");
+    }
+}
+
+#[test]
 fn the_defaults_are_a_configuration_and_every_key_of_them_is_read() {
     let loaded = load(&sources(None, &[], &[]));
     let config = loaded.config.unwrap();

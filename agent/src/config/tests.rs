@@ -45,8 +45,10 @@ fn local_bundles_are_a_list() {
 fn a_file_of_mistakes_alone_is_read_at_once() {
     let lines: String = (0..60_000).map(|at| format!("key{at} = 1\n")).collect();
     let routes = "[[route]]\n".repeat(60_000);
-    for text in [lines, routes] {
-        assert_eq!(mistakes(&sources(Some(file(&text).path()), &[], &[])).len(), 100, "the first hundred");
+    // The first hundred, and what the first routes lack.
+    for (text, most) in [(lines, 100), (routes, 100 + 64 * 4)] {
+        let told = mistakes(&sources(Some(file(&text).path()), &[], &[])).len();
+        assert!((100..=most).contains(&told), "{told}");
     }
 }
 

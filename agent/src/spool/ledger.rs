@@ -157,6 +157,12 @@ struct Slot {
     record: Record,
 }
 
+impl Slot {
+    fn is_sound(&self) -> bool {
+        self.generation <= MAX_NUMBER && self.record.is_sound()
+    }
+}
+
 /// The open ledger file.
 pub(super) struct LedgerFile {
     file: File,
@@ -234,7 +240,7 @@ fn read_slot(file: &File, number: u64) -> Option<Slot> {
     file.read_exact_at(&mut bytes, number * SLOT_BYTES).ok()?;
     let (digest, json) = bytes.split_at_checked(DIGEST_BYTES)?;
     let json = json.trim_ascii();
-    let slot = || serde_json::from_slice(json).ok().filter(|slot: &Slot| slot.record.is_sound());
+    let slot = || serde_json::from_slice(json).ok().filter(Slot::is_sound);
     (blake3::hash(json).to_hex().as_bytes() == digest).then(slot).flatten()
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - `defaults.toml` names every key that there is; a later source wins: defaults < file < environment < flags.
-//! - All mistakes are reported at once, each with its key and place; a [`Config`] exists only if there is none.
+//! - All mistakes are reported at once (of a file, the first hundred), each with its key and place; a [`Config`] exists only if there is none.
 //! - Environment, host name and the machine are handed in, so that a configuration depends on nothing but its [`Sources`] and
 //!   the files that they name.
 //! - No secret is in an [`Entry`] or in a [`Mistake`]: passwords stand in files of their own.

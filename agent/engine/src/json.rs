@@ -11,14 +11,11 @@ use serde::de::{self, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
-use crate::tensor::{self, Data, DataType, Tensor, Tensors};
+use crate::tensor::{self, Data, DataType, MAX_RANK, Tensor, Tensors};
 
 /// The most elements one tensor may have on its way in: a full-HD image of three channels has 6.2 million, and this
 /// many hold 128 MiB while they are read.
 pub const MAX_ELEMENTS: usize = 8 << 20;
-
-/// The deepest nesting of data, and so the highest rank; the models of this field stay under 8.
-const MAX_RANK: usize = 16;
 
 /// A tensor as a request carries it. Unknown fields and parameters are ignored.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,6 +23,7 @@ pub struct JsonTensor {
     /// Which input it is.
     pub name: String,
     /// The length of each dimension.
+    #[serde(deserialize_with = "shape")]
     pub shape: Vec<usize>,
     /// The element type by its protocol name.
     pub datatype: String,
@@ -193,7 +191,7 @@ impl Elements {
     }
 
     fn convert(self, data_type: DataType, shape: Vec<usize>) -> Result<Tensor, String> {
-        let expected = tensor::elements(&shape).ok_or_else(|| format!("shape {shape:?} is too large"))?;
+        let expected = tensor::elements(&shape).map_err(|error| error.to_string())?;
         if self.len() != expected {
             return Err(format!("shape {shape:?} holds {expected} elements, data has {}", self.len()));
         }
@@ -312,6 +310,30 @@ impl<'de> Visitor<'de> for Level<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// A shape of at most [`MAX_RANK`] dimensions.
+fn shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
+    struct Lengths;
+    impl<'de> Visitor<'de> for Lengths {
+        type Value = Vec<usize>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a shape of at most {MAX_RANK} dimensions")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<usize>, A::Error> {
+            let mut shape = Vec::new();
+            while let Some(length) = list.next_element()? {
+                if shape.len() == MAX_RANK {
+                    return Err(de::Error::invalid_length(MAX_RANK + 1, &self));
+                }
+                shape.push(length);
+            }
+            Ok(shape)
+        }
+    }
+    deserializer.deserialize_seq(Lengths)
 }
 
 fn data_type(name: &str) -> Result<DataType, String> {
@@ -485,6 +507,9 @@ mod tests {
         assert!(says("[1]", "FP8", "[1]").starts_with("tensor `x`: unknown datatype FP8"));
         assert!(says("[3]", "FP32", "[[1,2],[3]]").starts_with("lists at one depth differ in length"));
         assert!(says("[18446744073709551615,2]", "FP32", "[1]").ends_with("is too large"));
+        assert!(says("[18446744073709551615,0]", "FP32", "[]").ends_with("is too large"));
+        let ones = format!("[{}1]", "1,".repeat(16));
+        assert!(says(&ones, "FP32", "[1]").contains("expected a shape of at most 16 dimensions"));
         let deep = format!("{}{}", "[".repeat(40), "]".repeat(40));
         assert!(says("[1]", "FP32", &deep).starts_with("data is nested deeper than 16"));
     }

@@ -26,7 +26,7 @@ use serde_json::value::RawValue;
 const MAX_FIELDS: usize = 256;
 
 /// Longest id that is taken from a body, in bytes: it goes into every captured row.
-const MAX_ID_BYTES: usize = 100;
+pub(super) const MAX_ID_BYTES: usize = 100;
 
 /// What a body says.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +43,9 @@ pub enum BodyError {
     /// It is no JSON, or not of the form that its place asks for.
     #[error("the body can't be read: {0}")]
     Json(String),
+    /// A request of the Open Inference Protocol that can't be served.
+    #[error("{0}")]
+    Request(String),
     /// A tensor is wrong in itself.
     #[error(transparent)]
     Tensor(#[from] JsonError),

@@ -37,7 +37,8 @@ fn what_is_said_to_be_durable_was_synced_before() -> Result<(), Failure> {
     ];
     hold(&checks, &to_the_find.followed_by(last), &root)?;
     let root = directory.join("cloud");
-    let check: (&str, Check, &[&str]) = ("a log that a kill left", found_log, &["fsync", "fdatasync", "syncfs"]);
+    let check: (&str, Check, &[&str]) =
+        ("a log that a kill left", found_log, &["fsync", "fdatasync", "syncfs"]);
     hold(&[check], &found_cloud, &root)?;
     let checks: [(&str, Check, &[&str]); 2] = [
         ("rows with a receipt", sent_receipts, &["fsync", "fdatasync"]),

@@ -211,8 +211,8 @@ pub fn elements(shape: &[usize]) -> Result<usize, ShapeError> {
     if shape.len() > MAX_RANK {
         return Err(ShapeError::Rank { rank: shape.len() });
     }
-    let lengths = shape.iter().filter(|length| **length != 0);
-    let product = lengths.fold(Some(1usize), |product, length| product?.checked_mul(*length));
+    let mut lengths = shape.iter().filter(|length| **length != 0);
+    let product = lengths.try_fold(1usize, |product, length| product.checked_mul(*length));
     match product {
         Some(product) if !shape.contains(&0) => Ok(product),
         Some(lists) if lists <= MAX_EMPTY => Ok(0),

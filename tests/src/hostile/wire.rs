@@ -111,7 +111,7 @@ pub(super) fn message_seeds() -> Vec<Vec<u8>> {
             ledger,
             clock,
         }),
-        encode(&Receipt { stream: "s".to_owned(), durable_through: 3 }),
+        encode(&Receipt { stream: "s".to_owned(), durable_through: 3, again: false }),
         encode(&Command {
             id: "1".to_owned(),
             name: "ping".to_owned(),

@@ -111,7 +111,7 @@ struct Item {
     bytes: usize,
 }
 
-/// Makes the way into `spool`. The receiver sees a change whenever rows were appended or shed.
+/// Makes the way into `spool`. The receiver sees a change whenever rows were appended, shed or refused by the disk.
 pub fn open(
     spool: Arc<Mutex<Spool>>,
     clock: RunClock,
@@ -290,7 +290,10 @@ impl Writer {
                     self.appended.send_replace(stored.end);
                 }
                 // Counted by the spool; scoring goes on.
-                Err(error) => tracing::warn!(%error, "captured rows were not stored"),
+                Err(error) => {
+                    tracing::warn!(%error, "captured rows were not stored");
+                    self.appended.send_modify(|_| ());
+                }
             }
         } else if shed.iter().any(|(_, rows)| *rows > 0) {
             self.appended.send_modify(|_| ());

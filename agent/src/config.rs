@@ -2,12 +2,13 @@
 //!
 //! Invariants:
 //! - `defaults.toml` names every key that there is; a later source wins: defaults < file < environment < flags.
-//! - All mistakes are reported at once, each with its key and place; a [`Config`] exists only if there is none.
+//! - All mistakes are reported at once (of a file, the first hundred), each with its key and place; a [`Config`] exists only if there is none.
 //! - Environment, host name and the machine are handed in, so that a configuration depends on nothing but its [`Sources`] and
 //!   the files that they name.
 //! - No secret is in an [`Entry`] or in a [`Mistake`]: passwords stand in files of their own.
 
 mod board;
+mod cloud;
 mod layers;
 mod mistake;
 mod reader;
@@ -21,10 +22,9 @@ use std::time::Duration;
 
 use cloud_sync::contract::Collect;
 use cloud_sync::name::{DeviceId, ModelName};
-use cloud_sync::session::{BrokerUrl, Credentials, TlsFiles};
-use cloud_sync::topic::Root;
 use engine::{LoadOptions, Provider};
 
+pub use cloud::Cloud;
 pub(crate) use mistake::nearest;
 pub use mistake::{ConfigError, Mistake, Place};
 pub use route::Route;
@@ -122,21 +122,6 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Bundles to serve without a cloud.
     pub local: Vec<PathBuf>,
-}
-
-/// The link to the cloud.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cloud {
-    /// Its broker; `None` where the agent has no cloud.
-    pub broker: Option<BrokerUrl>,
-    /// The root of the site's topics.
-    pub root: Root,
-    /// User name and password, where the broker wants them.
-    pub credentials: Option<Credentials>,
-    /// Certificates.
-    pub tls: TlsFiles,
-    /// How often the link is proven alive.
-    pub keep_alive: Duration,
 }
 
 /// The scoring API.
@@ -278,7 +263,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
             false => Ok(paths),
         }
     });
-    let cloud = read_cloud(reader);
+    let cloud = cloud::read(reader);
     let http = read_http(reader);
     let engine = read_engine(reader);
     let enabled = reader.value("collect.enabled", value::boolean);
@@ -311,42 +296,6 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         routes: Vec::new(),
         local: local?.unwrap_or_default(),
     })
-}
-
-fn read_cloud(reader: &mut Reader<'_>) -> Option<Cloud> {
-    let broker = reader.optional("cloud.broker", value::broker);
-    let root = reader.value("cloud.root", value::parsed::<Root>);
-    let username = reader.optional("cloud.username", |text| Ok(text.to_owned()));
-    let password = reader.optional("cloud.password_file", value::password);
-    let authorities = reader.optional("cloud.authorities", value::file);
-    let certificate = reader.optional("cloud.certificate", value::file);
-    let key = reader.optional("cloud.key", value::file);
-    let keep_alive = reader.value("cloud.keep_alive", value::duration(value::KEEP_ALIVE));
-    let insecure_remote = reader.value("cloud.insecure_remote", value::boolean);
-
-    if let (Some(Some(broker)), Some(insecure)) = (&broker, insecure_remote)
-        && let Err(what) = value::encrypted(broker, insecure, "cloud.insecure_remote")
-    {
-        reader.wrong("cloud.broker", what);
-    }
-    if let (Some(certificate), Some(key)) = (&certificate, &key)
-        && certificate.is_some() != key.is_some()
-    {
-        let lone = if key.is_none() { "cloud.certificate" } else { "cloud.key" };
-        reader.wrong(lone, "cloud.certificate and cloud.key must be given together");
-    }
-    let credentials = match (username, password) {
-        (Some(Some(username)), Some(Some(password))) => Some(Some(Credentials { username, password })),
-        (Some(None), Some(None)) => Some(None),
-        (Some(username), Some(_)) => {
-            let lone = if username.is_some() { "cloud.username" } else { "cloud.password_file" };
-            reader.wrong(lone, "cloud.username and cloud.password_file must be given together");
-            None
-        }
-        _ => None,
-    };
-    let tls = TlsFiles { authorities: authorities?, certificate: certificate?, key: key? };
-    Some(Cloud { broker: broker?, root: root?, credentials: credentials?, tls, keep_alive: keep_alive? })
 }
 
 fn read_http(reader: &mut Reader<'_>) -> Option<Http> {

@@ -1,7 +1,7 @@
 //! Files that survive a power cut: replaced whole, or not at all.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 /// Replaces the file at `path` with `bytes`. When this returns, the new bytes are on the medium; when the power
@@ -13,6 +13,14 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// The bytes of the file at `path`, but never more than `most`: what a broken file system makes of a small file may have
+/// any size. What was cut off is not decoded, as anything else that is damaged.
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Makes the names in a directory durable: those that were made, renamed and removed.
@@ -39,7 +47,8 @@ mod tests {
         let path = directory.path().join("state");
         replace(&path, b"one").unwrap();
         replace(&path, b"two").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(read(&path, 3).unwrap(), b"two");
+        assert_eq!(read(&path, 2).unwrap(), b"tw", "never more than is asked for");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing temporary is left");
         sync_file_system(directory.path()).unwrap();
     }

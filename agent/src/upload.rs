@@ -3,8 +3,8 @@
 //! Invariants:
 //! - A row leaves the spool only on the cloud's receipt; a broker's word that it has a message is worth nothing, but
 //!   where there is to be no cloud and edgeHub's word is all that there is: see [`edge_hub`].
-//! - After a reconnect, or when a receipt does not come, everything without a receipt is sent again; the cloud
-//!   keeps each row once, by its stream and sequence number.
+//! - After a reconnect, when the registry has come back, or when a receipt does not come, everything without a receipt
+//!   is sent again; the cloud keeps each row once, by its stream and sequence number.
 //! - Each batch names the row that was sent before it, so the cloud notices a batch that was lost; its receipt
 //!   says again how far it has come, and what follows is sent again at once.
 //! - A receipt for rows that were never sent means that the cloud has other rows under this stream's numbers: all
@@ -50,6 +50,9 @@ const ECHO: Duration = Duration::from_secs(2);
 /// Pause after the disk refused to be read.
 const DISK_RETRY: Duration = Duration::from_secs(10);
 
+/// Pause after a batch that could not be sent though there is a link: its queue is full, or memory is short.
+const SEND_RETRY: Duration = Duration::from_secs(1);
+
 /// Receipts that may wait; they are tiny, and a lost one is made up for by the next.
 pub const RECEIPTS: usize = 64;
 
@@ -94,6 +97,16 @@ struct Flight {
     patience: Duration,
     /// Bytes of rows in a batch, before compression.
     batch_bytes: usize,
+    /// When rows that do not fill a batch go, too.
+    due: Due,
+}
+
+/// When something is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Never,
+    At(Instant),
+    Now,
 }
 
 impl Uploader {
@@ -125,23 +138,21 @@ impl Uploader {
 
     /// Sends what may be sent, then waits for something to happen.
     async fn turn(&mut self, flight: &mut Flight, stop: &CancellationToken) -> Result<(), SpoolError> {
-        while self.link.is_online() && flight.batches.len() < IN_FLIGHT && self.send(flight).await? {}
+        while self.may_send(flight) && self.send(flight).await? {}
         self.publish_ledger().await?;
+        let rest = flight.due.rest();
         tokio::select! {
             () = stop.cancelled() => {}
             Some(receipt) = self.receipts.recv() => self.take(receipt, flight).await?,
-            Ok(()) = self.connects.changed() => flight.reconnected(),
-            Ok(()) = self.flush.changed() => {}
+            Ok(()) = self.connects.changed() => flight.forget(),
+            Ok(()) = self.flush.changed() => flight.due = Due::Now,
+            // Those that come within the interval share a batch, unless they fill one before.
             Ok(()) = self.appended.changed() => {
+                flight.due.within(self.interval);
                 self.publish_ledger().await?;
-                // Rows that come within the interval share a batch.
-                tokio::select! {
-                    () = tokio::time::sleep(self.interval) => {}
-                    Ok(()) = self.flush.changed() => {}
-                    Some(receipt) = self.receipts.recv() => self.take(receipt, flight).await?,
-                    Ok(()) = self.connects.changed() => flight.reconnected(),
-                    () = stop.cancelled() => {}
-                }
+            }
+            () = tokio::time::sleep(rest.unwrap_or_default()), if rest.is_some() && self.may_send(flight) => {
+                flight.due = Due::Now;
             }
             () = tokio::time::sleep(flight.remaining()) => {
                 if flight.is_overdue() {
@@ -153,7 +164,11 @@ impl Uploader {
         Ok(())
     }
 
-    /// Sends the next batch; false where there is none, or no link.
+    fn may_send(&self, flight: &Flight) -> bool {
+        self.link.is_online() && flight.batches.len() < IN_FLIGHT
+    }
+
+    /// Sends the next batch; false where there is none yet, or no link.
     async fn send(&self, flight: &mut Flight) -> Result<bool, SpoolError> {
         let (after, most) = (flight.sent, flight.batch_bytes);
         let (stream, mut rows) = self
@@ -162,22 +177,32 @@ impl Uploader {
                 Ok((spool.stream().to_owned(), rows))
             })
             .await?;
-        let Some(first_sequence) = rows.first().map(|(sequence, _)| *sequence) else { return Ok(false) };
+        let Some(first_sequence) = rows.first().map(|(sequence, _)| *sequence) else {
+            flight.due = Due::Never;
+            return Ok(false);
+        };
         // A batch has no gaps: what follows one goes into the next batch.
         let together =
             rows.iter().zip(first_sequence..).take_while(|((sequence, _), next)| sequence == next).count();
         rows.truncate(together);
         let last = first_sequence + together.saturating_sub(1) as u64;
+        // What would fill a batch need not wait, and shows by what stands behind it.
+        let is_full = last + 1 < *self.appended.borrow();
+        if !is_full && flight.due != Due::Now {
+            return Ok(false);
+        }
         let bytes: Vec<Vec<u8>> = rows.into_iter().map(|(_, bytes)| bytes).collect();
         let packed = tokio::task::spawn_blocking(move || rows::pack(&bytes)).await;
         let (codec, packed) = match packed {
             Ok(Ok(packed)) => packed,
             Ok(Err(error)) => {
                 tracing::error!(%error, first_sequence, "a batch can't be packed");
+                flight.due = Due::soon();
                 return Ok(false);
             }
             Err(error) => {
                 tracing::error!(%error, "packing a batch failed");
+                flight.due = Due::soon();
                 return Ok(false);
             }
         };
@@ -187,16 +212,24 @@ impl Uploader {
         match self.link.telemetry(&batch).await {
             Ok(()) => {
                 flight.add(last);
+                if !is_full {
+                    flight.due = Due::Never;
+                }
                 Ok(true)
             }
             Err(error) => {
                 tracing::debug!(%error, first_sequence, "a batch was not sent");
+                flight.due = Due::soon();
                 Ok(false)
             }
         }
     }
 
     async fn take(&self, receipt: Receipt, flight: &mut Flight) -> Result<(), SpoolError> {
+        if receipt.again {
+            // What it has of them the next receipts say, and this one where it is for this stream.
+            flight.forget();
+        }
         let through = receipt.durable_through;
         let result = self
             .with_spool(move |spool| {
@@ -269,13 +302,38 @@ impl Default for Flight {
             resent: None,
             patience: PATIENCE.0,
             batch_bytes: BATCH_BYTES,
+            // What is held goes at once.
+            due: Due::Now,
+        }
+    }
+}
+
+impl Due {
+    /// A little later, after a failure.
+    fn soon() -> Self {
+        Self::At(Instant::now() + SEND_RETRY)
+    }
+
+    /// After `interval` at the latest.
+    fn within(&mut self, interval: Duration) {
+        if *self == Self::Never {
+            *self = Self::At(Instant::now() + interval);
+        }
+    }
+
+    /// How long until then; `None` where there is nothing to wait for.
+    fn rest(self) -> Option<Duration> {
+        match self {
+            Self::At(time) => Some(time.saturating_duration_since(Instant::now())),
+            Self::Never | Self::Now => None,
         }
     }
 }
 
 impl Flight {
-    /// A new connection knows nothing of what was on its way on the last one, and may be no better.
-    fn reconnected(&mut self) {
+    /// A new connection, or a registry that has just come, knows nothing of what was on its way. The link may be no
+    /// better than it was.
+    fn forget(&mut self) {
         *self = Self { batch_bytes: self.smaller(), ..Self::default() };
     }
 
@@ -332,13 +390,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_first_row_of_a_batch_says_when_it_is_due() {
+        let mut due = Due::Never;
+        assert_eq!(due.rest(), None);
+        due.within(Duration::from_secs(30));
+        let first = due;
+        due.within(Duration::from_secs(60));
+        assert_eq!(due, first);
+        assert!(due.rest().unwrap() <= Duration::from_secs(30));
+        let mut due = Due::Now;
+        due.within(Duration::from_secs(30));
+        assert_eq!(due, Due::Now, "and what is urgent stays so");
+    }
+
+    #[test]
     fn batches_shrink_on_a_link_that_loses_them_and_grow_on_one_that_does_not() {
         let mut flight = Flight::default();
-        flight.reconnected();
+        flight.forget();
         assert_eq!(flight.batch_bytes, BATCH_BYTES, "nothing was on its way");
         for _ in 0..10 {
             flight.add(5);
-            flight.reconnected();
+            flight.forget();
         }
         assert_eq!(flight.batch_bytes, LEAST_BATCH_BYTES);
         flight.add(9);

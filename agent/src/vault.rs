@@ -464,6 +464,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_in_use_gives_way_before_a_bundle_is_refused() {
+        let fixture = fixture(1 << 20);
+        let digest = fixture.bundle.digest();
+        let other = fixture.root.join("manifests/other");
+        fs::write(&other, vec![0; 1 << 20]).unwrap();
+        fixture.vault.keep(BTreeSet::from([digest]));
+        fill(&fixture);
+        assert!(!other.exists(), "a manifest has to fit");
+        fs::write(&other, vec![0; 1 << 20]).unwrap();
+        fixture.vault.make_room().unwrap();
+        assert!(!other.exists() && fixture.vault.verify(&digest).is_ok());
+    }
+
+    #[test]
     fn what_a_bundle_takes_is_counted_as_the_disk_does() {
         use std::os::unix::fs::MetadataExt;
 

@@ -20,6 +20,12 @@ use crate::limits;
 use crate::name::ModelName;
 use crate::topic::Kind;
 
+/// Longest id, name or version within a message, in bytes: several times a UUID.
+const MAX_WORD_BYTES: usize = 128;
+
+/// Most reasons for which a ledger counts dropped rows: ten times what there are.
+const MAX_REASONS: usize = 64;
+
 /// A body that can't be encoded, or must not be believed.
 #[derive(Debug, thiserror::Error)]
 pub enum ContractError {
@@ -397,6 +403,10 @@ pub struct Receipt {
     pub stream: String,
     /// Every row up to this sequence number that was sent is durable.
     pub durable_through: u64,
+    /// The registry has just come, and may have missed what was sent before: what has no receipt is to be sent again,
+    /// also of another stream than this, of which the registry may know nothing yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }
 
 /// Something that a device shall do once.
@@ -426,6 +436,13 @@ pub struct Reply {
 
 impl Message for Presence {
     const KIND: Kind = Kind::Presence;
+
+    fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
+        vec![
+            ("boot id", self.boot_id.len(), MAX_WORD_BYTES),
+            ("agent version", self.agent_version.len(), MAX_WORD_BYTES),
+        ]
+    }
 }
 
 impl Message for Desired {
@@ -453,8 +470,15 @@ impl Message for Reported {
     const KIND: Kind = Kind::Reported;
 
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
-        // Twice: a model that leaves is reported beside those that stay.
-        vec![("models", self.models.len(), 2 * limits::MAX_MODELS)]
+        let AgentInfo { version, boot_id, state } = &self.agent;
+        vec![
+            // Twice: a model that leaves is reported beside those that stay.
+            ("models", self.models.len(), 2 * limits::MAX_MODELS),
+            ("agent version", version.len(), MAX_WORD_BYTES),
+            ("boot id", boot_id.len(), MAX_WORD_BYTES),
+            ("state", state.len(), MAX_WORD_BYTES),
+            ("reasons", self.ledger.dropped.len(), MAX_REASONS),
+        ]
     }
 
     fn flaw(&self) -> Option<&'static str> {
@@ -485,7 +509,11 @@ impl Message for Telemetry {
 
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
         let boot_id = self.clock.as_ref().map_or(0, |clock| clock.boot_id.len());
-        vec![("stream", self.stream.len(), 64), ("boot id", boot_id, 128)]
+        vec![
+            ("stream", self.stream.len(), 64),
+            ("boot id", boot_id, MAX_WORD_BYTES),
+            ("reasons", self.ledger.dropped.len(), MAX_REASONS),
+        ]
     }
 
     fn flaw(&self) -> Option<&'static str> {
@@ -505,7 +533,7 @@ impl Message for Command {
     const KIND: Kind = Kind::Command;
 
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
-        vec![("id", self.id.len(), 128), ("name", self.name.len(), 128)]
+        vec![("id", self.id.len(), MAX_WORD_BYTES), ("name", self.name.len(), MAX_WORD_BYTES)]
     }
 }
 
@@ -513,7 +541,7 @@ impl Message for Reply {
     const KIND: Kind = Kind::Reply;
 
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
-        vec![("id", self.id.len(), 128)]
+        vec![("id", self.id.len(), MAX_WORD_BYTES)]
     }
 }
 

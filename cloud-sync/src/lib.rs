@@ -9,6 +9,7 @@
 //!
 //! This package knows nothing of tensors, of the disk layout of either end, or of who decides what.
 
+mod bounded;
 pub mod bundle;
 pub mod chunk;
 pub mod contract;

@@ -4,16 +4,15 @@
 //! cloud decodes it. Each row is a byte string of its own inside a batch, so that one that can't be decoded
 //! costs itself and not its neighbours.
 
-use std::fmt;
 use std::io::{Read, Write};
 
 use flate2::Compression;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
-use serde::de::{Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteBuf, Bytes};
 
+use crate::bounded;
 use crate::contract::Codec;
 use crate::limits;
 use crate::name::ModelName;
@@ -84,23 +83,23 @@ impl Row {
     /// The bytes of the row. Refused above [`limits::MAX_ROW_BYTES`].
     pub fn encode(&self) -> Result<Vec<u8>, RowsError> {
         let bytes = serde_cbor::to_vec(self).map_err(RowsError::Row)?;
-        bounded("captured row", bytes.len(), limits::MAX_ROW_BYTES)?;
+        bounded_size("captured row", bytes.len(), limits::MAX_ROW_BYTES)?;
         Ok(bytes)
     }
 
     /// The row of `bytes`.
     pub fn decode(bytes: &[u8]) -> Result<Self, RowsError> {
-        bounded("captured row", bytes.len(), limits::MAX_ROW_BYTES)?;
+        bounded_size("captured row", bytes.len(), limits::MAX_ROW_BYTES)?;
         serde_cbor::from_slice(bytes).map_err(RowsError::Row)
     }
 }
 
 /// Packs encoded rows for a batch. Compresses where that makes it smaller.
 pub fn pack(rows: &[Vec<u8>]) -> Result<(Codec, Vec<u8>), RowsError> {
-    bounded("rows in a batch", rows.len(), limits::MAX_BATCH_ROWS)?;
+    bounded_size("rows in a batch", rows.len(), limits::MAX_BATCH_ROWS)?;
     let list: Vec<&Bytes> = rows.iter().map(|row| Bytes::new(row)).collect();
     let plain = serde_cbor::to_vec(&list).map_err(RowsError::Batch)?;
-    bounded("batch", plain.len(), limits::MAX_BATCH_BYTES)?;
+    bounded_size("batch", plain.len(), limits::MAX_BATCH_BYTES)?;
     let mut encoder = DeflateEncoder::new(Vec::with_capacity(plain.len() / 2), Compression::default());
     encoder.write_all(&plain).map_err(RowsError::Compression)?;
     let deflated = encoder.finish().map_err(RowsError::Compression)?;
@@ -118,42 +117,19 @@ pub fn unpack(codec: Codec, packed: &[u8]) -> Result<Vec<ByteBuf>, RowsError> {
                 .take(limit)
                 .read_to_end(&mut plain)
                 .map_err(RowsError::Compression)?;
-            bounded("batch", plain.len(), limits::MAX_BATCH_BYTES)?;
+            bounded_size("batch", plain.len(), limits::MAX_BATCH_BYTES)?;
             serde_cbor::from_slice(&plain).map_err(RowsError::Batch)?
         }
     };
     Ok(rows)
 }
 
-/// The rows of a batch, counted while they are read: an empty row is one byte on the wire and 24 in memory.
-struct Rows(Vec<ByteBuf>);
+/// The rows of a batch.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Rows(#[serde(deserialize_with = "bounded::list::<_, _, { limits::MAX_BATCH_ROWS }>")] Vec<ByteBuf>);
 
-impl<'de> Deserialize<'de> for Rows {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
-            type Value = Rows;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "at most {} rows", limits::MAX_BATCH_ROWS)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Rows, A::Error> {
-                let mut rows = Vec::new();
-                while let Some(row) = list.next_element()? {
-                    if rows.len() == limits::MAX_BATCH_ROWS {
-                        return Err(A::Error::invalid_length(rows.len() + 1, &self));
-                    }
-                    rows.push(row);
-                }
-                Ok(Rows(rows))
-            }
-        }
-        deserializer.deserialize_seq(List)
-    }
-}
-
-fn bounded(what: &'static str, given: usize, limit: usize) -> Result<(), RowsError> {
+fn bounded_size(what: &'static str, given: usize, limit: usize) -> Result<(), RowsError> {
     if given > limit { Err(RowsError::Limit { what, given, limit }) } else { Ok(()) }
 }
 
@@ -208,7 +184,7 @@ mod tests {
         let most = serde_cbor::to_vec(&list[1..].to_vec()).unwrap();
         assert_eq!(unpack(Codec::Cbor, &most).unwrap().len(), limits::MAX_BATCH_ROWS);
         let more = serde_cbor::to_vec(&list).unwrap();
-        assert!(unpack(Codec::Cbor, &more).unwrap_err().to_string().contains("at most 4096 rows"));
+        assert!(unpack(Codec::Cbor, &more).unwrap_err().to_string().contains("at most 4096"));
     }
 
     #[test]

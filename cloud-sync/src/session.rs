@@ -37,6 +37,7 @@ pub use driver::Driver;
 pub use incoming::Acknowledgement;
 pub use login::{Identity, Login, PendingLogin};
 pub use outgoing::Delivery;
+pub use retry::LONGEST_PAUSE;
 
 use incoming::Arrivals;
 use outgoing::Departures;
@@ -79,6 +80,8 @@ pub struct Options {
     pub persistent: bool,
     /// Interval of pings, at least a second; a dead peer is noticed after at most two of them.
     pub keep_alive: Duration,
+    /// The longest pause between two attempts to connect, at least a second.
+    pub longest_pause: Duration,
     /// What to listen to.
     pub subscriptions: Vec<(String, Qos)>,
     /// What the broker shall publish when this client is lost.
@@ -173,6 +176,7 @@ impl Options {
             tls: TlsFiles::default(),
             persistent: false,
             keep_alive: Duration::from_secs(60),
+            longest_pause: LONGEST_PAUSE,
             subscriptions: Vec::new(),
             last_will: None,
         }
@@ -220,6 +224,7 @@ pub fn open(options: Options) -> Result<(Sender, mpsc::Receiver<Event>, Driver),
         counters,
         broker: options.broker,
         connected_since: None,
+        longest_pause: options.longest_pause,
         stall: driver::STALL,
     };
     Ok((sender, receiver, driver))

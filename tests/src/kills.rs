@@ -10,7 +10,9 @@
 //! Everything random follows from a seed; when each program gets its turn does not, so a seed makes a failure likely,
 //! not sure.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod versions;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,7 @@ use crate::flow::Background;
 use crate::process::{Blow, Failure, wait_until};
 use crate::random::Random;
 use crate::site::{DEVICE, PATIENCE, Site, adds_up, dropped};
+use versions::{Versions, each_version};
 
 /// How long a program lives until it is killed, at most: through its start and into its work.
 const LIFE: Duration = Duration::from_millis(1200);
@@ -361,62 +364,6 @@ impl Ground {
             took: self.begun.elapsed(),
         })
     }
-}
-
-/// The versions of the model, as far as somebody was told.
-#[derive(Default)]
-struct Versions {
-    there: BTreeSet<u64>,
-    /// What may be there or not: nobody heard how it ended.
-    unsure: BTreeSet<u64>,
-    highest: u64,
-}
-
-impl Versions {
-    fn registered(&mut self, version: u64) -> Result<(), Failure> {
-        if version <= self.highest {
-            return Err(format!("version {version} was given though {} was seen before", self.highest));
-        }
-        self.highest = version;
-        self.there.insert(version);
-        Ok(())
-    }
-
-    /// The oldest but the one that is deployed.
-    fn deletable(&self) -> Option<u64> {
-        self.there.iter().copied().find(|version| *version != 1)
-    }
-
-    fn deleted(&mut self, version: u64, surely: bool) {
-        self.there.remove(&version);
-        if !surely {
-            self.unsure.insert(version);
-        }
-    }
-
-    /// Takes note of what is listed, and gives the newest; it must be what is known, and at most one beyond.
-    fn compare(&mut self, listed: &Value) -> Result<u64, Failure> {
-        let found: BTreeSet<u64> =
-            each_version(listed).filter_map(|record| record["version"].as_u64()).collect();
-        for version in found.iter().filter(|version| !self.there.contains(version)) {
-            if *version > self.highest {
-                // Registered, and killed before it could say so.
-                self.highest = *version;
-            } else if !self.unsure.contains(version) {
-                return Err(format!("version {version} is there again: {found:?}"));
-            }
-        }
-        if let Some(missing) = self.there.difference(&found).next() {
-            return Err(format!("version {missing} is gone: {found:?}"));
-        }
-        self.there = found;
-        self.unsure.clear();
-        self.there.last().copied().ok_or_else(|| "no version is left".to_owned())
-    }
-}
-
-fn each_version(listed: &Value) -> impl Iterator<Item = &Value> {
-    listed.as_array().or_else(|| listed["models"].as_array()).into_iter().flatten()
 }
 
 /// The phase of a version on the device; empty where it is not the one that is wanted.

@@ -14,6 +14,7 @@ pub mod enrolment;
 pub mod files;
 pub mod fleet;
 pub mod flow;
+pub mod hostile;
 pub mod https;
 pub mod journey;
 pub mod kills;

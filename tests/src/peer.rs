@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use bytes::Bytes;
-use cloud_sync::contract::{Chunk, Desired, Fetch, Message, Want, decode, encode};
+use cloud_sync::contract::{Chunk, Desired, Fetch, Message, Telemetry, Want, decode, encode};
 use cloud_sync::digest::Digest;
 use cloud_sync::session::{self, Event, Incoming, Options, Outgoing, Sender};
 use cloud_sync::topic::{Kind, Qos, Root};
@@ -22,10 +22,12 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Connects, and hears what the device of a site asks for and what it shall run.
+    /// Connects, and hears what the device of a site asks for, what it shall run and its rows.
     pub async fn connect(broker: &str) -> Result<Self, Failure> {
         let options = Options {
-            subscriptions: [Kind::Fetch, Kind::Desired].map(|kind| (topic(kind), kind.qos())).into(),
+            subscriptions: [Kind::Fetch, Kind::Desired, Kind::Telemetry]
+                .map(|kind| (topic(kind), kind.qos()))
+                .into(),
             ..Options::new(broker.parse().map_err(|error| format!("{error}"))?, "peer")
         };
         let (sender, events, driver) = session::open(options).map_err(|error| error.to_string())?;
@@ -67,6 +69,12 @@ impl Peer {
                 return Ok(());
             }
         }
+    }
+
+    /// Waits until the device has sent rows from this sequence number on.
+    pub async fn rows(&mut self, first_sequence: u64) -> Result<(), Failure> {
+        while self.message::<Telemetry>(Kind::Telemetry).await?.first_sequence != first_sequence {}
+        Ok(())
     }
 
     async fn wants(&mut self) -> Result<Vec<Want>, Failure> {

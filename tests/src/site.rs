@@ -29,7 +29,7 @@ pub struct Site {
     /// The device.
     pub agent: Agent,
     /// What the device's environment says beside the usual.
-    variables: &'static [(&'static str, &'static str)],
+    variables: Vec<(String, String)>,
 }
 
 /// Starts the cloud of a site on `broker`.
@@ -43,11 +43,15 @@ pub fn start_agent(directory: &Path, broker: &str) -> Result<Agent, Failure> {
 }
 
 /// As [`start_agent`], with variables of its own.
-fn start_agent_with(directory: &Path, broker: &str, variables: &[(&str, &str)]) -> Result<Agent, Failure> {
+fn start_agent_with(
+    directory: &Path,
+    broker: &str,
+    variables: &[(String, String)],
+) -> Result<Agent, Failure> {
     // Rows are written and go up soon, so that tests need not wait for them.
     let mut environment =
         vec![("EDGEWISE_UPLOAD_INTERVAL", "100ms"), ("EDGEWISE_COLLECT_WRITE_INTERVAL", "50ms")];
-    environment.extend(variables);
+    environment.extend(variables.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     Agent::start_with(&directory.join("agent"), DEVICE, broker, 0, &[], &environment)
 }
 
@@ -58,21 +62,17 @@ impl Site {
     }
 
     /// As [`Site::start`], with variables of the device's own.
-    pub fn start_with(
-        name: &str,
-        variables: &'static [(&'static str, &'static str)],
-    ) -> Result<Self, Failure> {
+    pub fn start_with(name: &str, variables: &[(&str, &str)]) -> Result<Self, Failure> {
         Self::start_in(crate::fresh_directory(&format!("e2e/{name}"))?, variables)
     }
 
     /// As [`Site::start_with`], in a directory that is there.
-    pub fn start_in(
-        directory: PathBuf,
-        variables: &'static [(&'static str, &'static str)],
-    ) -> Result<Self, Failure> {
+    pub fn start_in(directory: PathBuf, variables: &[(&str, &str)]) -> Result<Self, Failure> {
+        let variables: Vec<(String, String)> =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let broker = Mosquitto::start(&directory.join("broker"))?;
         let cloud = start_cloud(&directory, &broker.url)?;
-        let agent = start_agent_with(&directory, &broker.url, variables)?;
+        let agent = start_agent_with(&directory, &broker.url, &variables)?;
         Ok(Self { directory, broker, cloud, agent, variables })
     }
 
@@ -84,7 +84,7 @@ impl Site {
     /// Kills the agent as a power cut would, starts it again and waits until it serves what it served.
     pub fn restart_agent(&mut self) -> Result<(), Failure> {
         self.agent.process.kill();
-        self.agent = start_agent_with(&self.directory, &self.broker.url, self.variables)?;
+        self.agent = start_agent_with(&self.directory, &self.broker.url, &self.variables)?;
         let client = self.client();
         wait_until(PATIENCE, || match client.get("/v2/health/ready")?.status {
             200 => Ok(()),

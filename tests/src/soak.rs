@@ -19,11 +19,8 @@ const WARM_UP: u64 = READINGS / 5;
 /// How long the load may take until the next reading.
 const LOAD: Duration = Duration::from_secs(1800);
 
-/// How long a link may take to come back: twice its longest pause, and what connecting takes.
-const LINK: Duration = Duration::from_secs(150);
-
-/// A connection that lasts this long starts the pauses anew: see `GOOD_CONNECTION` in `cloud-sync`.
-const GOOD_CONNECTION: Duration = Duration::from_millis(10_500);
+/// How long a link may take to come back: pauses of a second, and what connecting takes.
+const LINK: Duration = Duration::from_secs(30);
 
 /// Scores so often, by two clients, on ONNX Runtime where it is and on tract.
 pub fn scores(total: u64, provider: &str) -> Result<String, Failure> {
@@ -47,17 +44,24 @@ pub fn scores(total: u64, provider: &str) -> Result<String, Failure> {
     }
 }
 
-/// Swaps two versions so often, each time loaded and proven anew, while requests flow.
-pub fn swaps(total: u64, provider: &'static str) -> Result<String, Failure> {
-    let mut site = Site::start_with(&format!("soak-swaps-{provider}"), variables(provider))?;
+/// Deploys one of two versions and then the other so often, each time loaded and proven anew, while requests flow.
+pub fn swaps(total: u64, provider: &str) -> Result<String, Failure> {
+    let library = crate::onnxruntime().unwrap_or_default().display().to_string();
+    let variables = [("EDGEWISE_ENGINE_PROVIDER", provider), ("EDGEWISE_ENGINE_ONNXRUNTIME", &library)];
+    let variables = if provider == "tract" { &variables[..1] } else { &variables };
+    let mut site = Site::start_with(&format!("soak-swaps-{provider}"), variables)?;
     site.bring(1)?;
     site.bring(2)?;
+    let known = site.cloud.model_on(DEVICE, MODEL)?;
+    if known["provider"] != provider {
+        return Err(format!("not on {provider}: {known}"));
+    }
     let flow = Background::start(&site.agent.http, &data::test_split()?);
     let (mut done, mut serving) = (0, 2);
     let told = watch(&format!("swaps on {provider}"), total, &site.agent.process, |until| {
         while done < until {
-            site.cloud.text(&["command", DEVICE, "rollback", "--arg", &format!("model={MODEL}")])?;
             serving = 3 - serving;
+            site.cloud.text(&["deploy", &format!("{MODEL}:{serving}"), "--device", DEVICE])?;
             site.wait_for_version(serving)?;
             done += 1;
         }
@@ -72,17 +76,15 @@ pub fn swaps(total: u64, provider: &'static str) -> Result<String, Failure> {
     }
 }
 
-/// Kills the broker so often, waiting each time until the link is back and, so that its pauses stay short, has been for
-/// a while.
+/// Kills the broker so often, waiting each time until the link is back; its pauses are as short as they can be had.
 pub fn reconnects(total: u64) -> Result<String, Failure> {
-    let site = Site::start("soak-reconnects")?;
+    let site = Site::start_with("soak-reconnects", &[("EDGEWISE_CLOUD_LONGEST_PAUSE", "1s")])?;
     site.bring(1)?;
     let Site { mut broker, cloud, agent, .. } = site;
     let client = Client::new(&agent.http);
     let mut done = 0;
     let told = watch("reconnects", total, &agent.process, |until| {
         while done < until {
-            std::thread::sleep(GOOD_CONNECTION);
             broker.kill();
             broker.restart()?;
             let wanted = client.metric("edgewise_link_connects_total")? + 1;
@@ -124,13 +126,6 @@ fn watch(
         megabytes(readings.last().copied().unwrap_or_default())
     );
     if most <= warm + GROWTH_BYTES { Ok(told) } else { Err(format!("memory grows: {told}")) }
-}
-
-fn variables(provider: &str) -> &'static [(&'static str, &'static str)] {
-    match provider {
-        "tract" => &[("EDGEWISE_ENGINE_PROVIDER", "tract")],
-        _ => &[("EDGEWISE_ENGINE_PROVIDER", "cpu")],
-    }
 }
 
 fn megabytes(bytes: u64) -> f64 {

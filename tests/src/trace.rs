@@ -42,6 +42,11 @@ pub struct Moment {
     ended: usize,
 }
 
+impl Moment {
+    /// Before all that a trace has.
+    pub const BEGINNING: Self = Self { begun: 0, ended: 0 };
+}
+
 impl Process {
     /// Starts a program of ours under strace, which writes to `trace`.
     pub fn start_traced<A: AsRef<OsStr>>(
@@ -53,8 +58,9 @@ impl Process {
     ) -> Result<Self, Failure> {
         // As a grandchild, so that the program is our child and hears our signals.
         let calls = format!("trace={CALLS}");
+        // Of an end by a signal that it is not to show strace writes nothing, and loses what it has not written yet.
         let strace =
-            ["-D", "-f", "-y", "-q", "--seccomp-bpf", "-e", "signal=none", "-e", &calls, "-s", DATA, "-o"];
+            ["-D", "-f", "-y", "-q", "--seccomp-bpf", "-e", "signal=kill", "-e", &calls, "-s", DATA, "-o"];
         let mut all: Vec<std::ffi::OsString> = strace.iter().map(Into::into).collect();
         all.extend([trace.into(), program(name).into()]);
         all.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));

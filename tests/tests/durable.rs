@@ -11,31 +11,40 @@ use e2e::process::{Agent, Cloud, Failure, Process, wait_until};
 use e2e::site::{DEVICE, PATIENCE};
 use e2e::trace::{Moment, Trace};
 
-/// Rows that are scored with the broker away, and after it has come back.
+/// Rows that are scored in each life of the agent.
 const ROWS: usize = 40;
 
 /// What `/metrics` calls the rows that the agent has taken.
 const COUNTED: &str = "edgewise_rows_captured_total";
+/// What it calls those that have a receipt.
+const UPLOADED: &str = "edgewise_rows_uploaded_total";
 
 #[test]
 fn what_is_said_to_be_durable_was_synced_before() -> Result<(), Failure> {
     let directory = e2e::fresh_directory("e2e/durable")?;
-    let (agent, cloud) = traces(&directory)?;
+    let Lives { agent: [killed, found, last], cloud: [killed_cloud, found_cloud] } = lives(&directory)?;
 
     let root = directory.join("agent");
+    let to_the_find = killed.followed_by(found);
+    let check: (&str, Check, &[&str]) =
+        ("a segment that a kill left", found_segment, &["fsync", "fdatasync"]);
+    hold(&[check], &to_the_find, &root)?;
     let checks: [(&str, Check, &[&str]); 4] = [
         ("a counted row", counted_rows, &["fdatasync"]),
         ("a row that is deleted after its receipt", receipts, &["fdatasync"]),
         ("a phase that is reported", phases, &["fsync"]),
         ("a bundle that is being proved", verified_bundles, &["syncfs"]),
     ];
-    hold(&checks, &agent, &root)?;
+    hold(&checks, &to_the_find.followed_by(last), &root)?;
     let root = directory.join("cloud");
+    let check: (&str, Check, &[&str]) =
+        ("a log that a kill left", found_log, &["fsync", "fdatasync", "syncfs"]);
+    hold(&[check], &found_cloud, &root)?;
     let checks: [(&str, Check, &[&str]); 2] = [
         ("rows with a receipt", sent_receipts, &["fsync", "fdatasync"]),
         ("a version with a number", registered, &["fsync", "fdatasync"]),
     ];
-    hold(&checks, &cloud, &root)
+    hold(&checks, &killed_cloud.followed_by(found_cloud), &root)
 }
 
 /// Gives how many things it has found to be durable in the data directory's trace.
@@ -52,35 +61,57 @@ fn hold(checks: &[(&str, Check, &[&str])], trace: &Trace, root: &Path) -> Result
     Ok(())
 }
 
-/// A site's journey: a model is registered and deployed, rows are captured without a broker, the agent is started anew,
-/// rows are uploaded and more are captured. What its agent and its cloud asked of the system.
-fn traces(directory: &Path) -> Result<(Trace, Trace), Failure> {
-    let mut broker = Mosquitto::start(&directory.join("broker"))?;
-    let trace = |name: &str| directory.join(format!("{name}.trace"));
-    let data = |name: &str| directory.join(name).display().to_string();
-    let arguments = ["serve", "--data", &data("cloud"), "--http", "127.0.0.1:0", "--mqtt", &broker.url];
-    let log = directory.join("cloud.log");
-    let mut cloud = Cloud::ready(Process::start_traced("edgewise", arguments, &[], &log, &trace("cloud"))?)?;
-    let mut agent = start_agent(directory, &broker.url, &trace("first"))?;
+/// What a site's programs asked of the system, a trace for each of their lives. The first of each ends by kill -9.
+struct Lives {
+    agent: [Trace; 3],
+    cloud: [Trace; 2],
+}
+
+/// A site's journey: a model is registered and deployed, rows are captured while the cloud stands still, by an agent
+/// that is killed and by one that is told to end; the cloud is killed; rows are uploaded and more are captured.
+fn lives(directory: &Path) -> Result<Lives, Failure> {
+    let broker = Mosquitto::start(&directory.join("broker"))?;
+    let path = |name: &str| directory.join(format!("{name}.trace"));
+    let mut cloud = start_cloud(directory, &broker.url, &path("cloud-1"))?;
+    let mut agent = start_agent(directory, &broker.url, &path("agent-1"))?;
     cloud.register(&data::sample(Some(1)))?;
     cloud.text(&["deploy", &format!("{MODEL}:1"), "--device", DEVICE])?;
     cloud.wait_for_phase(DEVICE, MODEL, 1, "active")?;
+    score(&agent, 0..1)?;
+    wait_for_metric(&agent, UPLOADED, 1)?;
 
-    broker.kill();
-    score(&agent, 0..ROWS)?;
-    let (first, code) = (agent.process.id(), agent.process.terminate()?);
-    assert_eq!(code, 0, "the agent's end");
-    broker.restart()?;
-    agent = start_agent(directory, &broker.url, &trace("second"))?;
+    // Nobody takes rows, and nobody loses a connection.
+    cloud.process.signal(libc::SIGSTOP);
+    score(&agent, 1..ROWS)?;
+    let first = agent.process.id();
+    agent.process.kill();
+    agent = start_agent(directory, &broker.url, &path("agent-2"))?;
     score(&agent, ROWS..2 * ROWS)?;
-    wait_for_metric(&agent, "edgewise_rows_uploaded_total", 2 * ROWS)?;
-    let (second, code) = (agent.process.id(), agent.process.terminate()?);
-    assert_eq!(code, 0, "the agent's second end");
-    let (registry, code) = (cloud.process.id(), cloud.process.terminate()?);
-    assert_eq!(code, 0, "the cloud's end");
+    let second = agent.process.id();
+    assert_eq!(agent.process.terminate()?, 0, "the agent's end");
 
-    let agent = Trace::read(&trace("first"), first)?.followed_by(Trace::read(&trace("second"), second)?);
-    Ok((agent, Trace::read(&trace("cloud"), registry)?))
+    let registry = cloud.process.id();
+    cloud.process.kill();
+    cloud = start_cloud(directory, &broker.url, &path("cloud-2"))?;
+    agent = start_agent(directory, &broker.url, &path("agent-3"))?;
+    wait_for_metric(&agent, UPLOADED, 2 * ROWS)?;
+    score(&agent, 2 * ROWS..3 * ROWS)?;
+    wait_for_metric(&agent, UPLOADED, 3 * ROWS)?;
+    let (third, last_registry) = (agent.process.id(), cloud.process.id());
+    assert_eq!(agent.process.terminate()?, 0, "the agent's last end");
+    assert_eq!(cloud.process.terminate()?, 0, "the cloud's end");
+
+    let read = |name: &str, process: u32| Trace::read(&path(name), process);
+    Ok(Lives {
+        agent: [read("agent-1", first)?, read("agent-2", second)?, read("agent-3", third)?],
+        cloud: [read("cloud-1", registry)?, read("cloud-2", last_registry)?],
+    })
+}
+
+fn start_cloud(directory: &Path, broker: &str, trace: &Path) -> Result<Cloud, Failure> {
+    let data = directory.join("cloud").display().to_string();
+    let arguments = ["serve", "--data", &data, "--http", "127.0.0.1:0", "--mqtt", broker];
+    Cloud::ready(Process::start_traced("edgewise", arguments, &[], &directory.join("cloud.log"), trace)?)
 }
 
 fn start_agent(directory: &Path, broker: &str, trace: &Path) -> Result<Agent, Failure> {
@@ -135,6 +166,30 @@ fn counted_rows(trace: &Trace, root: &Path) -> Result<usize, Failure> {
         known = known.max(counted);
     }
     Ok(known)
+}
+
+/// What is found in the segment of a killed agent counts from when its name says where it ends: all that was written of
+/// it, by whom ever, is on the medium then. Of what sled moves to a name in it nothing is relied on: those are snapshots,
+/// short forms of its log with a checksum, and they are deleted before a segment is opened.
+fn found_segment(trace: &Trace, _: &Path) -> Result<usize, Failure> {
+    let mut named = trace.moved("/spool/segment-").into_iter().filter(|(_, _, to)| !to.contains("/snap."));
+    let (moved, segment, _) = named.next().ok_or("no segment is found")?;
+    let written = trace.written(&format!("{segment}/"), "").into_iter();
+    let before: Vec<_> = written.filter(|(written, _)| *written < moved).collect();
+    for (written, file) in &before {
+        trace.synced(file, *written, moved)?;
+    }
+    Ok(before.len())
+}
+
+/// What a killed cloud has left in its log is read, and receipts rest on it: it is on the medium before this one writes or
+/// says anything.
+fn found_log(trace: &Trace, root: &Path) -> Result<usize, Failure> {
+    let log = root.join("edgewise.db-wal").display().to_string();
+    let (said, _) = trace.said("durable_through").into_iter().next().ok_or("there is no receipt")?;
+    let own = trace.written(&log, "").into_iter().next().map_or(said, |(written, _)| written);
+    trace.synced(&log, Moment::BEGINNING, own.min(said))?;
+    Ok(1)
 }
 
 /// A segment goes once the ledger knows that its rows are uploaded.

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use cloud_sync::session::{self, Event, Options};
 use e2e::data;
 use e2e::mosquitto::Mosquitto;
+use e2e::peer::Peer;
 use e2e::process::{Failure, wait_until};
 use e2e::remote::Remote;
-use e2e::site::{DEVICE, PATIENCE};
+use e2e::site::{DEVICE, PATIENCE, Site};
 use e2e::toxic::{Link, Toxics};
 use tokio_util::sync::CancellationToken;
 
@@ -109,6 +110,28 @@ fn who_is_pushed_off_by_a_second_client_of_its_name_comes_back() -> Result<(), F
     remote.score(50..100)?;
     remote.all_went_up(100, PATIENCE)?;
     assert!(remote.client().metric("edgewise_link_failures_total")? >= 1, "nobody was pushed off");
+    Ok(())
+}
+
+#[test]
+fn rows_that_went_up_while_no_registry_listened_go_again_when_it_comes() -> Result<(), Failure> {
+    // As the agent's, for a receipt.
+    const PATIENCE_OF_AGENT: Duration = Duration::from_secs(20);
+    let mut site = Site::start("links-return")?;
+    site.bring(1)?;
+    let (client, window) = (site.client(), data::test_split()?.swap_remove(0));
+    // Of the first row's stream no registry knows anything.
+    for row in 1..=2 {
+        site.cloud.process.kill();
+        let sent = runtime()?.block_on(async {
+            let mut peer = Peer::connect(&site.broker.url).await?;
+            client.predict(&window)?;
+            peer.rows(row).await.map(|()| Instant::now())
+        })?;
+        site.restart_cloud()?;
+        site.wait_for_metric("edgewise_rows_uploaded_total", |rows| rows == row)?;
+        assert!(sent.elapsed() < PATIENCE_OF_AGENT, "after {:?}", sent.elapsed());
+    }
     Ok(())
 }
 

@@ -22,6 +22,7 @@ mod engines;
 mod enrolment;
 mod fleet;
 mod gate;
+mod hostile;
 mod http_api;
 mod journey;
 mod kills;

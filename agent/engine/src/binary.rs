@@ -50,8 +50,7 @@ pub fn read(data_type: DataType, shape: Vec<usize>, bytes: &[u8]) -> Result<Tens
         DataType::Bool => numbers(bytes, |[byte]: [u8; 1]| byte != 0).map(Data::Bool),
         DataType::String => {
             // An empty text takes 4 bytes here and a whole string in memory, so more than the shape says is not read.
-            let most = tensor::elements(&shape).unwrap_or(0);
-            strings(bytes, most)?.map(Data::String)
+            strings(bytes, tensor::elements(&shape)?)?.map(Data::String)
         }
     };
     let data = data.ok_or(BinaryError::Cut { data_type, bytes: bytes.len() })?;

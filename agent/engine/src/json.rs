@@ -15,14 +15,11 @@ use serde_json::value::RawValue;
 
 pub use self::cursor::{Cursor, CursorError, Next};
 pub use self::elements::Elements;
-use crate::tensor::{Data, DataType, Tensor, Tensors};
+use crate::tensor::{Data, DataType, MAX_RANK, Tensor, Tensors};
 
 /// The most elements one tensor may have on its way in: a full-HD image of three channels has 6.2 million, and this
 /// many hold 64 MiB.
 pub const MAX_ELEMENTS: usize = 8 << 20;
-
-/// The deepest nesting of data, and so the highest rank; the models of this field stay under 8.
-const MAX_RANK: usize = 16;
 
 /// A tensor as a request carries it. Unknown fields and parameters are ignored.
 #[derive(Clone, Debug)]
@@ -119,7 +116,7 @@ impl Fields {
         cursor.object(|field, cursor| {
             let is_twice = match field {
                 "name" => self.name.replace(cursor.text()?.into_owned()).is_some(),
-                "shape" => self.shape.replace(cursor.value()?).is_some(),
+                "shape" => self.shape.replace(shape(cursor)?).is_some(),
                 "datatype" => self.data_type.replace(data_type(cursor)?).is_some(),
                 "parameters" => {
                     self.parameters.replace(cursor.value::<Option<_>>()?.unwrap_or_default()).is_some()
@@ -153,6 +150,18 @@ impl Fields {
         let parameters = self.parameters.unwrap_or_default();
         Ok(JsonTensor { name, shape, data_type, parameters, data: self.data.take() })
     }
+}
+
+fn shape(cursor: &mut Cursor<'_>) -> Result<Vec<usize>, CursorError> {
+    let mut shape = Vec::new();
+    cursor.list(|cursor| {
+        if shape.len() == MAX_RANK {
+            return Err(cursor.wrong(&format!("expected a shape of at most {MAX_RANK} dimensions")));
+        }
+        shape.push(cursor.value()?);
+        Ok(())
+    })?;
+    Ok(shape)
 }
 
 fn elements(data_type: DataType, cursor: &mut Cursor<'_>) -> Result<Elements, CursorError> {
@@ -330,7 +339,11 @@ mod tests {
         assert!(
             says("[3]", "FP32", "[[1,2],[3]]").starts_with("tensor `x`: lists at one depth differ in length")
         );
-        assert!(says("[18446744073709551615,2]", "FP32", "[1]").ends_with("is too large"));
+        for large in ["[18446744073709551615,2]", "[18446744073709551615,0]"] {
+            assert!(says(large, "FP32", "[1]").ends_with("more elements than memory can address"), "{large}");
+        }
+        let ones = format!("[{}1]", "1,".repeat(16));
+        assert!(says(&ones, "FP32", "[1]").contains("expected a shape of at most 16 dimensions"));
         let deep = format!("{}{}", "[".repeat(40), "]".repeat(40));
         assert!(says("[1]", "FP32", &deep).starts_with("tensor `x`: data is nested deeper than 16"));
     }

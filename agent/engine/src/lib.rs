@@ -28,6 +28,7 @@ mod tract;
 
 pub use load::{
     Availability, Engine, LoadError, LoadOptions, Loaded, Provider, UnknownProvider, available, known, load,
+    signature_of,
 };
 pub use model::{InputError, Model, ScoreError};
 pub use onnxruntime::try_libraries_apart;

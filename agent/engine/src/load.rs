@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Model;
 use crate::onnx::OnnxFile;
+use crate::signature::Signature;
 use crate::tensor::DataType;
 use crate::{onnxruntime, tract};
 
@@ -238,6 +239,14 @@ pub fn load(onnx: &[u8], options: &LoadOptions) -> Result<Loaded, LoadError> {
     let loaded = load_file(OnnxFile::read(onnx)?, options)?;
     give_back_free_memory();
     Ok(Loaded { memory_bytes: resident_bytes().saturating_sub(before), ..loaded })
+}
+
+/// What the model of an ONNX file takes and gives, without loading it.
+///
+/// # Errors
+/// The file is none that any engine is given: see [`LoadError`].
+pub fn signature_of(onnx: &[u8]) -> Result<Signature, LoadError> {
+    Ok(OnnxFile::read(onnx)?.signature)
 }
 
 /// One engine or provider: what version there is here, or why there is none.

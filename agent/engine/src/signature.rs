@@ -57,7 +57,7 @@ impl Signature {
     pub fn zeros(&self) -> Option<Tensors> {
         let zeros = |spec: &TensorSpec| {
             let shape: Vec<usize> = spec.shape.iter().map(|length| length.unwrap_or(1)).collect();
-            let elements = tensor::elements(&shape).filter(|elements| *elements <= MAX_ZEROS)?;
+            let elements = tensor::elements(&shape).ok().filter(|elements| *elements <= MAX_ZEROS)?;
             let tensor = Tensor::new(shape, Data::zeros(spec.data_type, elements)).ok()?;
             Some((spec.name.clone(), tensor))
         };

@@ -1,9 +1,17 @@
 //! Tensors: typed elements in row-major order with a shape, and an ordered list of them by name.
 //!
-//! Invariant: the product of a tensor's shape is the number of its elements. It is checked where a tensor is made,
-//! and a tensor can't be changed afterwards.
+//! Invariants, checked where a tensor is made, which can't be changed afterwards:
+//! - The product of a tensor's shape is the number of its elements.
+//! - It has at most [`MAX_RANK`] dimensions, and where it has no element, no more than [`MAX_EMPTY`] lists without any.
 
 use std::fmt;
+
+/// The most dimensions; the models of this field stay under 8.
+pub const MAX_RANK: usize = 16;
+
+/// The largest product of an empty tensor's other dimensions: each is a row that is captured and a list that is written,
+/// and costs a sender nothing.
+pub const MAX_EMPTY: usize = 1 << 16;
 
 /// One row per element type: its variant, its Rust type, its name in the Open Inference Protocol.
 macro_rules! element_types {
@@ -116,11 +124,17 @@ pub enum ShapeError {
         /// The number of elements that came with it.
         given: usize,
     },
-    /// The product of the shape is more than memory can address.
-    #[error("shape {shape:?} holds more elements than memory can address")]
+    /// The product of the shape is more than memory can address, or [`MAX_EMPTY`] lists without an element.
+    #[error("shape {shape:?} is too large")]
     Overflow {
         /// The shape.
         shape: Vec<usize>,
+    },
+    /// The shape has more than [`MAX_RANK`] dimensions.
+    #[error("a shape of {rank} dimensions: at most {MAX_RANK} are possible")]
+    Rank {
+        /// How many it has.
+        rank: usize,
     },
 }
 
@@ -135,12 +149,13 @@ impl Tensor {
     /// A tensor of these elements.
     ///
     /// # Errors
-    /// The product of `shape` is not the number of elements.
+    /// See [`ShapeError`].
     pub fn new(shape: Vec<usize>, data: Data) -> Result<Tensor, ShapeError> {
-        match elements(&shape) {
-            Some(expected) if expected == data.len() => Ok(Tensor { shape, data }),
-            Some(expected) => Err(ShapeError::Elements { shape, expected, given: data.len() }),
-            None => Err(ShapeError::Overflow { shape }),
+        let expected = elements(&shape)?;
+        if expected == data.len() {
+            Ok(Tensor { shape, data })
+        } else {
+            Err(ShapeError::Elements { shape, expected, given: data.len() })
         }
     }
 
@@ -188,13 +203,21 @@ impl Tensor {
     }
 }
 
-/// The number of elements of a shape; `None` where it overflows.
-pub fn elements(shape: &[usize]) -> Option<usize> {
-    // A zero makes the product zero whatever stands beside it, so it must not be an overflow before it is reached.
-    if shape.contains(&0) {
-        return Some(0);
+/// The number of elements of a shape.
+///
+/// # Errors
+/// It has too many dimensions, or too large ones.
+pub fn elements(shape: &[usize]) -> Result<usize, ShapeError> {
+    if shape.len() > MAX_RANK {
+        return Err(ShapeError::Rank { rank: shape.len() });
     }
-    shape.iter().try_fold(1usize, |product, dimension| product.checked_mul(*dimension))
+    let mut lengths = shape.iter().filter(|length| **length != 0);
+    let product = lengths.try_fold(1usize, |product, length| product.checked_mul(*length));
+    match product {
+        Some(product) if !shape.contains(&0) => Ok(product),
+        Some(lists) if lists <= MAX_EMPTY => Ok(0),
+        _ => Err(ShapeError::Overflow { shape: shape.to_vec() }),
+    }
 }
 
 /// Tensors by name, in order. Few per model, so a name is found by looking at each.
@@ -263,6 +286,21 @@ mod tests {
         );
         let huge = vec![usize::MAX, 2];
         assert_eq!(Tensor::from_vec(huge.clone(), vec![0u8]), Err(ShapeError::Overflow { shape: huge }));
+        assert!(Tensor::from_vec(vec![1; MAX_RANK], vec![0u8]).is_ok());
+        assert_eq!(
+            Tensor::from_vec(vec![1; MAX_RANK + 1], vec![0u8]),
+            Err(ShapeError::Rank { rank: MAX_RANK + 1 })
+        );
+    }
+
+    #[test]
+    fn a_tensor_without_elements_has_few_rows_too() {
+        let of = |shape: &[usize]| Tensor::from_vec(shape.to_vec(), Vec::<f32>::new());
+        assert!(of(&[MAX_EMPTY, 0]).is_ok() && of(&[256, 0, 256]).is_ok());
+        for huge in [[MAX_EMPTY + 1, 0], [0, usize::MAX]] {
+            assert_eq!(of(&huge), Err(ShapeError::Overflow { shape: huge.to_vec() }));
+        }
+        assert!(of(&[0, usize::MAX, usize::MAX]).is_err(), "a product that overflows");
     }
 
     #[test]

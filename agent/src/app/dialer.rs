@@ -43,6 +43,7 @@ pub(super) fn open(uplink: &Uplink, link: &Link, boot_id: &str) -> Result<Option
         identity: Identity::Fixed(cloud.credentials.clone()),
         tls: cloud.tls.clone(),
         keep_alive: cloud.keep_alive,
+        longest_pause: cloud.longest_pause,
         ..Options::new(broker.clone(), format!("edgewise-{device}"))
     };
     address.prepare(&mut options, &health::presence(boot_id, false))?;

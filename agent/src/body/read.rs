@@ -21,7 +21,7 @@ use engine::{InputError, Signature, Tensor, TensorSpec, Tensors};
 const MAX_FIELDS: usize = 256;
 
 /// Longest id that is taken from a body, in bytes: it goes into every captured row.
-const MAX_ID_BYTES: usize = 100;
+pub(crate) const MAX_ID_BYTES: usize = 100;
 
 /// What a body says.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,9 @@ pub enum BodyError {
     /// It is no JSON, or not of the form that its place asks for.
     #[error("the body can't be read: {0}")]
     Json(#[from] CursorError),
+    /// A request of the Open Inference Protocol that can't be served.
+    #[error("{0}")]
+    Request(String),
     /// A tensor is wrong in itself.
     #[error(transparent)]
     Tensor(#[from] JsonError),

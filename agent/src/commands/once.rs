@@ -16,6 +16,9 @@ const REMEMBERED: usize = 128;
 /// written at each command.
 const LARGEST: usize = 4096;
 
+/// Largest record: so many answers of that size take a quarter of it.
+const MAX_RECORD_BYTES: u64 = 2 << 20;
+
 /// The commands that were run.
 #[derive(Debug)]
 pub struct Once {
@@ -50,7 +53,7 @@ impl Once {
     /// # Errors
     /// It can't be set aside either.
     pub fn open(path: PathBuf) -> std::io::Result<Self> {
-        let read = std::fs::read(&path)
+        let read = durable::read(&path, MAX_RECORD_BYTES)
             .and_then(|bytes| serde_cbor::from_slice(&bytes).map_err(std::io::Error::other));
         let known = match read {
             Ok(known) => known,

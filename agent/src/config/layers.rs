@@ -17,6 +17,9 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// Most routes: each has a connection of its own to a broker.
 const MAX_ROUTES: usize = 64;
 
+/// Most mistakes of one file that are told: who made more has given another file, and each takes time to place.
+const MAX_MISTAKES: usize = 100;
+
 /// What every variable of ours begins with.
 const PREFIX: &str = "EDGEWISE_";
 
@@ -164,6 +167,9 @@ impl<'a, P: Fn(usize) -> Place> Document<'a, P> {
 
     fn table(&mut self, section: &str, table: &DeTable<'_>) {
         for (name, value) in table {
+            if self.mistakes.len() == MAX_MISTAKES {
+                return;
+            }
             let at = name.span().start;
             let name = name.get_ref();
             let key = if section.is_empty() { name.to_string() } else { format!("{section}.{name}") };
@@ -237,6 +243,9 @@ impl<'a, P: Fn(usize) -> Place> Document<'a, P> {
     }
 
     fn mistake(&mut self, key: &str, at: usize, what: impl Into<String>) {
+        if self.mistakes.len() == MAX_MISTAKES {
+            return;
+        }
         let mistake = Mistake::new(key, &self.place_of(at), what);
         self.mistakes.push((at, mistake));
     }

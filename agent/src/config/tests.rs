@@ -42,6 +42,17 @@ fn local_bundles_are_a_list() {
 }
 
 #[test]
+fn a_file_of_mistakes_alone_is_read_at_once() {
+    let lines: String = (0..60_000).map(|at| format!("key{at} = 1\n")).collect();
+    let routes = "[[route]]\n".repeat(60_000);
+    // The first hundred, and what the first routes lack.
+    for (text, most) in [(lines, 100), (routes, 100 + 64 * 4)] {
+        let told = mistakes(&sources(Some(file(&text).path()), &[], &[])).len();
+        assert!((100..=most).contains(&told), "{told}");
+    }
+}
+
+#[test]
 fn the_defaults_are_a_configuration_and_every_key_of_them_is_read() {
     let loaded = load(&sources(None, &[], &[]));
     let config = loaded.config.unwrap();

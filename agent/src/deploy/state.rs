@@ -12,6 +12,9 @@ use super::Deployment;
 use crate::durable;
 use crate::link::Origin;
 
+/// Largest state: 64 models with a few kilobytes each take a tenth of it.
+const MAX_STATE_BYTES: u64 = 4 << 20;
+
 /// All that has to survive.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -42,7 +45,7 @@ impl State {
     /// the cloud says again what is wanted.
     pub(super) fn read(path: &Path) -> Result<Self, StateError> {
         let failed = |doing, source| StateError { doing, path: path.to_owned(), source };
-        let bytes = match std::fs::read(path) {
+        let bytes = match durable::read(path, MAX_STATE_BYTES) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(failed("reading", error)),

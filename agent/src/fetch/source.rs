@@ -58,10 +58,14 @@ impl FromStr for Source {
         } else if let Some(path) = text.strip_prefix("file://") {
             let path = percent_decode_str(path).decode_utf8().map_err(|_| SourceError("it is no UTF-8"))?;
             let is_file = path.starts_with('/') && !path.ends_with('/') && !path.contains(char::is_control);
-            if is_file {
-                Ok(Self::File(PathBuf::from(path.as_ref())))
-            } else {
+            let path = PathBuf::from(path.as_ref());
+            if !is_file {
                 Err(SourceError("it names no file by its absolute path"))
+            } else if file_url(&path).len() > MAX_SOURCE_BYTES {
+                // It is kept as this text, and read again.
+                Err(SourceError("it is longer than 2048 bytes once its characters are escaped"))
+            } else {
+                Ok(Self::File(path))
             }
         } else {
             Err(SourceError("it is none of the known kinds"))
@@ -148,6 +152,8 @@ mod tests {
     #[test]
     fn what_is_no_source_is_refused_with_what_is_allowed() {
         let long = format!("https://h/{}", "x".repeat(MAX_SOURCE_BYTES));
+        // Found by fuzzing: short enough as it came, and too long as it would have been kept.
+        let grows = format!("file:///{}", "ä".repeat(MAX_SOURCE_BYTES / 4));
         for bad in [
             "",
             "Registry",
@@ -167,6 +173,7 @@ mod tests {
             "ftp://user:secret@h/x",
             "https://user:secret@h",
             &long,
+            &grows,
         ] {
             let error = bad.parse::<Source>().expect_err(bad).to_string();
             assert!(error.contains("https://HOST[:PORT]/PATH"), "{error}");

@@ -4,7 +4,6 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use cloud_sync::limits::bounded_text;
 use engine::ScoreError;
-use engine::json::{CursorError, JsonError};
 
 use crate::body::BodyError;
 use crate::scorer::ScoreRefused;
@@ -101,18 +100,6 @@ impl From<ScoreRefused> for Failure {
 
 impl From<BodyError> for Failure {
     fn from(error: BodyError) -> Self {
-        Self::bad_request(error.to_string())
-    }
-}
-
-impl From<CursorError> for Failure {
-    fn from(error: CursorError) -> Self {
-        Self::bad_request(format!("the request can't be read: {error}"))
-    }
-}
-
-impl From<JsonError> for Failure {
-    fn from(error: JsonError) -> Self {
         Self::bad_request(error.to_string())
     }
 }

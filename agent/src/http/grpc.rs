@@ -23,14 +23,16 @@ use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
 use self::message::{
-    InferStatistics, ModelConfig, ModelConfigResponse, ModelIndex, ModelInferRequest, ModelInferResponse,
-    ModelInput, ModelMetadata, ModelOutput, ModelStatistics, ModelStatisticsResponse, Named, Nothing,
-    RepositoryIndexRequest, RepositoryIndexResponse, ServerMetadata, StatisticDuration, Truth,
+    Choice, InferStatistics, ModelConfig, ModelConfigResponse, ModelIndex, ModelInferRequest,
+    ModelInferResponse, ModelInput, ModelMetadata, ModelOutput, ModelStatistics, ModelStatisticsResponse,
+    Named, Nothing, RepositoryIndexRequest, RepositoryIndexResponse, RequestedOutput, ServerMetadata,
+    StatisticDuration, Truth,
 };
+use super::Api;
 use super::failure::Failure;
-use super::inference::{EXTENSIONS, MAX_ID_BYTES, PLATFORM, SERVER};
+use super::inference::{EXTENSIONS, PLATFORM, SERVER};
 use super::repository::{Statistics, dims};
-use super::{Api, inference};
+use crate::body::{BodyError, MAX_ID_BYTES, WantedOutput, WantedOutputs};
 use crate::scorer::Live;
 
 /// The header with which a caller says how long it waits.
@@ -144,27 +146,20 @@ async fn infer(api: Api, request: ModelInferRequest) -> Result<ModelInferRespons
     if id.len() > MAX_ID_BYTES {
         return Err(Status::invalid_argument(format!("`id` is longer than {MAX_ID_BYTES} bytes")));
     }
-    let mut wanted = Vec::with_capacity(outputs.len());
-    for output in outputs {
-        if let Some(parameter) = ["classification", "shared_memory_region"]
-            .iter()
-            .find(|name| output.parameters.contains_key(**name))
-        {
-            return Err(Status::unimplemented(format!(
-                "output `{}`: {parameter} is not supported",
-                output.name
-            )));
+    let wanted = match outputs.is_empty() {
+        true => WantedOutputs::All { as_bytes: true },
+        false => {
+            let these = outputs.into_iter().map(wanted).collect::<Result<Vec<WantedOutput>, Status>>()?;
+            WantedOutputs::these(these, &live.facts.signature).map_err(refused)?
         }
-        inference::known_output(&live, &output.name).map_err(|failure| status(&failure))?;
-        wanted.push(output.name);
-    }
+    };
     let inputs = tensors::inputs(inputs, &raw_input_contents)?;
     let asked = Some(id.clone()).filter(|id| !id.is_empty());
     let answer = api.service.score_on(live, inputs, asked, None).await;
     let answer = answer.map_err(|refused| status(&Failure::from(refused)))?;
-    let given = answer.scored.outputs.iter();
-    let chosen = given.filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name));
-    let (outputs, raw_output_contents) = chosen.map(|(name, tensor)| tensors::output(name, tensor)).unzip();
+    let chosen = wanted.choose(&answer.scored.outputs, &answer.live.facts.labels).map_err(refused)?;
+    let (outputs, raw_output_contents) =
+        chosen.iter().map(|(name, tensor, _)| tensors::output(name, tensor)).unzip();
     Ok(ModelInferResponse {
         model_name: answer.live.facts.name.to_string(),
         model_version: answer.live.facts.version.to_string(),
@@ -172,6 +167,27 @@ async fn infer(api: Api, request: ModelInferRequest) -> Result<ModelInferRespons
         outputs,
         raw_output_contents,
     })
+}
+
+fn wanted(output: RequestedOutput) -> Result<WantedOutput, Status> {
+    let RequestedOutput { name, parameters } = output;
+    if parameters.contains_key("shared_memory_region") {
+        return Err(Status::unimplemented(format!("output `{name}`: shared memory is not supported")));
+    }
+    let classes = match parameters.get("classification").map(|parameter| &parameter.choice) {
+        None => None,
+        Some(Some(Choice::Int(classes))) if *classes > 0 => usize::try_from(*classes).ok(),
+        Some(_) => {
+            return Err(Status::invalid_argument(format!(
+                "output `{name}`: classification is no number of classes"
+            )));
+        }
+    };
+    Ok(WantedOutput { name, as_bytes: true, classes })
+}
+
+fn refused(error: BodyError) -> Status {
+    status(&Failure::from(error))
 }
 
 async fn statistics(api: Api, named: Named) -> Result<ModelStatisticsResponse, Status> {

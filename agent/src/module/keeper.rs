@@ -10,7 +10,7 @@
 mod meaning;
 
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -367,10 +367,8 @@ impl Parts {
 }
 
 fn read(path: &Path) -> io::Result<Known> {
-    let mut bytes = Vec::new();
-    let limit = 4 * twin::MAX_DESIRED_BYTES as u64;
-    match std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)) {
-        Ok(_) => serde_json::from_slice(&bytes).map_err(io::Error::other),
+    match durable::read(path, 4 * twin::MAX_DESIRED_BYTES as u64) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
         Err(error) => Err(error),
     }

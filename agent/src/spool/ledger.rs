@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use cloud_sync::limits::MAX_NUMBER;
 use serde::{Deserialize, Serialize};
 
 use crate::durable;
@@ -104,6 +105,13 @@ impl Record {
         }
     }
 
+    /// Whether its numbers can be those of a spool: in order, and so small that no sum of them overflows.
+    fn is_sound(&self) -> bool {
+        let counts = [self.skipped, self.uploaded, self.lost, self.next];
+        (1..=self.next).contains(&self.head)
+            && counts.iter().chain(self.dropped.values()).all(|count| *count <= MAX_NUMBER)
+    }
+
     /// The same rows under a numbering that nobody has heard of.
     pub(super) fn renamed(&self) -> Record {
         Record { stream: new_stream(), ..self.clone() }
@@ -147,6 +155,12 @@ struct Slot {
     generation: u64,
     #[serde(flatten)]
     record: Record,
+}
+
+impl Slot {
+    fn is_sound(&self) -> bool {
+        self.generation <= MAX_NUMBER && self.record.is_sound()
+    }
 }
 
 /// The open ledger file.
@@ -226,7 +240,8 @@ fn read_slot(file: &File, number: u64) -> Option<Slot> {
     file.read_exact_at(&mut bytes, number * SLOT_BYTES).ok()?;
     let (digest, json) = bytes.split_at_checked(DIGEST_BYTES)?;
     let json = json.trim_ascii();
-    (blake3::hash(json).to_hex().as_bytes() == digest).then(|| serde_json::from_slice(json).ok()).flatten()
+    let slot = || serde_json::from_slice(json).ok().filter(Slot::is_sound);
+    (blake3::hash(json).to_hex().as_bytes() == digest).then(slot).flatten()
 }
 
 #[cfg(test)]
@@ -269,5 +284,11 @@ mod tests {
         assert_eq!(reopened(&path), None);
         std::fs::write(&path, b"short").unwrap();
         assert_eq!(reopened(&path), None);
+        let backwards = Record { head: 3, ..record(2) };
+        let beyond = Record { lost: u64::MAX, ..record(7) };
+        for odd in [record(0), backwards, beyond] {
+            LedgerFile::create(&path, &odd).unwrap();
+            assert_eq!(reopened(&path), None, "{odd:?}");
+        }
     }
 }

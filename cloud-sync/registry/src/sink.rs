@@ -131,7 +131,7 @@ impl Sink {
         let telemetry = telemetry.into();
         let stream = telemetry.stream.clone();
         let attempt = self.prepare(device, telemetry).await?;
-        let receipt = Receipt { stream: stream.clone(), durable_through: attempt.through };
+        let receipt = Receipt { stream: stream.clone(), durable_through: attempt.through, again: false };
         if attempt.through > attempt.before {
             self.make_way(device, &stream).await?;
             let written = tokio::time::timeout(LONGEST_ATTEMPT, self.write(&stream, &attempt)).await;

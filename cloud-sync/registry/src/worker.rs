@@ -10,6 +10,7 @@
 
 mod batches;
 mod pieces;
+mod returns;
 mod words;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -22,6 +23,7 @@ use cloud_sync::name::DeviceId;
 use cloud_sync::session::{Event, Incoming};
 use cloud_sync::topic::Kind;
 use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -101,6 +103,8 @@ pub async fn run(
             event = events.recv() => event,
             () = sharing.doubt() => {
                 sharing.give_up();
+                // Only now is it heard what they send.
+                queues.connects.send_modify(|count| *count += 1);
                 continue;
             }
             () = stop.cancelled() => None,
@@ -109,6 +113,7 @@ pub async fn run(
             Some(Event::Connected) => {
                 sharing.begin();
                 parts.deployments.publish_all();
+                queues.connects.send_modify(|count| *count += 1);
             }
             Some(Event::Disconnected(_)) => {}
             Some(Event::Message(message)) if sharing.took(&message.topic) => {}
@@ -133,6 +138,7 @@ struct Queues {
     fetches: mpsc::Sender<(DeviceId, Fetch)>,
     lanes: Vec<mpsc::Sender<(DeviceId, Telemetry)>>,
     replies: mpsc::Sender<(DeviceId, Reply)>,
+    connects: watch::Sender<u64>,
 }
 
 impl Queues {
@@ -148,7 +154,10 @@ impl Queues {
             tasks.spawn(batches::store(parts.clone(), receiver));
             lane
         });
-        Self { words, fetches, lanes: lanes.collect(), replies }
+        let lanes = lanes.collect();
+        let (connects, receiver) = watch::channel(0);
+        tasks.spawn(returns::tell(parts.clone(), receiver));
+        Self { words, fetches, lanes, replies, connects }
     }
 
     /// Puts a message into its queue.

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{BundleError, limit};
+use crate::bounded;
 use crate::chunk::ChunkRef;
 use crate::digest::Digest;
 use crate::limits;
@@ -21,6 +22,7 @@ pub struct Manifest {
     /// The version of this format: 1.
     format: u32,
     /// The files.
+    #[serde(deserialize_with = "bounded::list::<_, _, { limits::MAX_BUNDLE_FILES }>")]
     pub files: Vec<FileEntry>,
 }
 

@@ -95,6 +95,14 @@ fn what_breaks_a_bound_is_neither_sent_nor_believed() {
 
     refused(&Command { id: "x".repeat(129), ..command() }, "id");
     refused(&Receipt { stream: "x".repeat(65), ..receipt() }, "stream");
+    let long = "x".repeat(MAX_WORD_BYTES + 1);
+    refused(&Presence { boot_id: long.clone(), ..presence() }, "boot id");
+    refused(&Presence { agent_version: long.clone(), ..presence() }, "agent version");
+    let agent = AgentInfo { state: long, ..reported().agent };
+    refused(&Reported { agent, ..reported() }, "state");
+    let dropped = (0..=MAX_REASONS).map(|reason| (reason.to_string(), 0)).collect();
+    refused(&Telemetry { ledger: Ledger { dropped, ..Ledger::default() }, ..telemetry() }, "reasons");
+
     refused(&Telemetry { rows: ByteBuf::from(vec![0; limits::MAX_MESSAGE_BYTES]), ..telemetry() }, "body");
 }
 
@@ -406,7 +414,7 @@ fn clock() -> Clock {
 }
 
 fn receipt() -> Receipt {
-    Receipt { stream: "stream".into(), durable_through: 302 }
+    Receipt { stream: "stream".into(), durable_through: 302, again: false }
 }
 
 fn command() -> Command {

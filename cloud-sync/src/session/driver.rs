@@ -50,6 +50,7 @@ pub struct Driver {
     pub(super) counters: Arc<Counters>,
     pub(super) broker: BrokerUrl,
     pub(super) connected_since: Option<Instant>,
+    pub(super) longest_pause: Duration,
     /// [`STALL`], which a test shortens.
     pub(super) stall: Duration,
 }
@@ -58,7 +59,7 @@ impl Driver {
     /// Keeps the connection until `stop`; then sends what is queued, says DISCONNECT and returns. A DISCONNECT
     /// suppresses the last will, so what the will would say is to be published before `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut pauses = Pauses::default();
+        let mut pauses = Pauses::new(self.longest_pause);
         let mut renewed = None;
         loop {
             // Once more, for a sender that was past its check when the last connection was lost.
@@ -70,7 +71,7 @@ impl Driver {
             let was_good =
                 self.connected_since.take().is_some_and(|since| since.elapsed() >= GOOD_CONNECTION);
             if was_good {
-                pauses = Pauses::default();
+                pauses = Pauses::new(self.longest_pause);
             }
             let reason = match end {
                 End::Renewal(login) => {

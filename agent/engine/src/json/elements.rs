@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 
 use super::cursor::{Cursor, CursorError, Next};
 use super::number::{FromNumber, Number};
-use super::{JsonError, MAX_ELEMENTS, MAX_RANK};
-use crate::tensor::{self, Data, DataType, Element, Tensor};
+use super::{JsonError, MAX_ELEMENTS};
+use crate::tensor::{self, Data, DataType, Element, MAX_RANK, Tensor};
 
 /// Elements of one type, read from lists of any nesting.
 #[derive(Clone, Debug)]
@@ -56,16 +56,15 @@ impl Elements {
     /// # Errors
     /// Another number of elements than `shape` holds.
     pub fn into_tensor(self, name: &str, shape: Vec<usize>) -> Result<Tensor, JsonError> {
-        let given = self.data.len();
-        let why = match tensor::elements(&shape) {
-            None => format!("shape {shape:?} is too large"),
-            Some(expected) if expected != given => {
+        let why = match (tensor::elements(&shape), self.data.len()) {
+            (Ok(expected), given) if expected != given => {
                 format!("shape {shape:?} holds {expected} elements, data has {given}")
             }
-            Some(_) => match Tensor::new(shape, self.data) {
+            (Ok(_), _) => match Tensor::new(shape, self.data) {
                 Ok(tensor) => return Ok(tensor),
                 Err(error) => error.to_string(),
             },
+            (Err(error), _) => error.to_string(),
         };
         Err(JsonError { tensor: name.to_owned(), why })
     }

@@ -12,12 +12,16 @@ use super::message::{
     AttributeProto, Dimension, GraphProto, Length, ModelProto, NodeProto, SparseTensorProto, TensorProto,
     ValueInfoProto,
 };
-use super::zipmap;
+use super::{census, zipmap};
 use crate::load::{LoadError, onnx_data_type};
 use crate::signature::{Signature, TensorSpec};
+use crate::tensor::MAX_RANK;
 
 /// The standard's own name for its domain, which files leave empty.
 pub(super) const STANDARD: &str = "ai.onnx";
+
+/// The most operator sets that a file imports: the standard has four, and each operator is looked up among them.
+const MAX_OPSETS: usize = 64;
 
 /// A file that is whole, holds its weights, and has only tensors as inputs and outputs.
 pub(crate) struct OnnxFile<'a> {
@@ -45,6 +49,7 @@ impl<'a> OnnxFile<'a> {
     /// Reads and checks a file.
     pub(crate) fn read(bytes: &'a [u8]) -> Result<OnnxFile<'a>, LoadError> {
         let corrupt = |error: DecodeError| LoadError::Corrupt { why: error.to_string() };
+        census::check(bytes)?;
         let model = ModelProto::decode(bytes).map_err(corrupt)?;
         match zipmap::replaced(bytes, &model).map_err(corrupt)? {
             None => OnnxFile::checked(bytes.into(), model),
@@ -60,6 +65,9 @@ impl<'a> OnnxFile<'a> {
         let graph = model.graph.as_ref().ok_or_else(|| corrupt("it holds no graph"))?;
         if graph.output.is_empty() {
             return Err(corrupt("its graph has no output"));
+        }
+        if model.opset_import.len() > MAX_OPSETS {
+            return Err(corrupt("it imports more operator sets than there are"));
         }
         refuse_external_data(graph)?;
         model.functions.iter().try_for_each(|function| refuse_external_constants(&function.node))?;
@@ -156,6 +164,9 @@ fn spec(side: &str, value: &ValueInfoProto, needs_rank: bool) -> Result<TensorSp
     };
     let data_type = onnx_data_type(tensor.elem_type).map_err(|why| interface(&why))?;
     let shape = match &tensor.shape {
+        Some(shape) if shape.dim.len() > MAX_RANK => {
+            return Err(interface(&format!("it has more than {MAX_RANK} dimensions")));
+        }
         Some(shape) => shape.dim.iter().map(length).collect(),
         None if needs_rank => return Err(interface("the file does not tell its rank: give it a shape")),
         None => Vec::new(),
@@ -298,7 +309,14 @@ pub(crate) mod tests {
         assert!(
             says(&|graph| retype(graph, &|tensor| tensor.shape = None)).contains("does not tell its rank")
         );
+        let deep = |tensor: &mut TensorTypeProto| {
+            tensor.shape.as_mut().unwrap().dim = vec![Dimension::default(); MAX_RANK + 1];
+        };
+        assert!(says(&|graph| retype(graph, &deep)).contains("more than 16 dimensions"));
         assert!(says(&|graph| graph.output.clear()).contains("has no output"));
+        let mut proto = Sketch::unary("Relu").proto();
+        proto.opset_import.resize(MAX_OPSETS + 1, OperatorSetIdProto::default());
+        assert!(OnnxFile::read(&proto.encode_to_vec()).is_err(), "more operator sets than there are");
         assert!(OnnxFile::read(b"").is_err());
         assert!(OnnxFile::read(b"not a protobuf at all").is_err());
     }

@@ -1,5 +1,6 @@
 //! The reader of ONNX files, which both engines stand on: what a file says, and the rewriting of what neither serves.
 
+mod census;
 mod file;
 mod message;
 mod zipmap;

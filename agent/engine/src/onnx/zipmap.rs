@@ -4,7 +4,7 @@
 //!
 //! Invariant: all other bytes of the file stay as they are, also those of fields that nobody here knows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use prost::encoding::{self, DecodeContext, WireType};
 use prost::{DecodeError, Message};
@@ -62,10 +62,11 @@ struct Zipmaps<'a>(HashMap<&'a str, Option<i64>>);
 
 impl<'a> Zipmaps<'a> {
     fn behind_outputs(graph: &'a GraphProto) -> Zipmaps<'a> {
+        let outputs: HashSet<&str> = graph.output.iter().map(|output| output.name.as_str()).collect();
         let zipmaps = graph.node.iter().filter(|node| is_zipmap(node)).filter_map(|node| {
-            let output = graph.output.iter().find(|output| node.output.first() == Some(&output.name))?;
+            let output = outputs.get(node.output.first()?.as_str())?;
             let classes = class_count(node).and_then(|classes| i64::try_from(classes).ok());
-            Some((output.name.as_str(), classes.filter(|classes| *classes > 0)))
+            Some((*output, classes.filter(|classes| *classes > 0)))
         });
         Zipmaps(zipmaps.collect())
     }
@@ -118,15 +119,16 @@ fn probabilities(name: String, classes: Option<i64>) -> ValueInfoProto {
 }
 
 /// A field of an encoded message.
-struct Field<'a> {
-    number: u32,
+pub(super) struct Field<'a> {
+    pub(super) number: u32,
     /// What is in it if it is a message; else nothing.
-    content: &'a [u8],
+    pub(super) content: &'a [u8],
     /// All its bytes.
     whole: &'a [u8],
 }
 
-fn fields(mut bytes: &[u8]) -> impl Iterator<Item = Result<Field<'_>, DecodeError>> {
+/// The fields of an encoded message.
+pub(super) fn fields(mut bytes: &[u8]) -> impl Iterator<Item = Result<Field<'_>, DecodeError>> {
     std::iter::from_fn(move || (!bytes.is_empty()).then(|| next_field(&mut bytes)))
 }
 

@@ -259,7 +259,7 @@ fn bools(value: &DynValue) -> Result<Tensor, String> {
     let value = value.view().downcast::<DynTensorValueType>().map_err(|error| error.to_string())?;
     let shape: Result<Vec<usize>, _> = value.shape().iter().map(|length| usize::try_from(*length)).collect();
     let shape = shape.map_err(|error| error.to_string())?;
-    let count = elements(&shape).ok_or("it has more elements than memory can address")?;
+    let count = elements(&shape).map_err(|error| error.to_string())?;
     let bytes: &[u8] = match value.data_ptr().cast::<u8>() {
         first if count == 0 || first.is_null() => &[],
         // SAFETY: ONNX Runtime keeps one byte per boolean, row-major, in memory that lives as long as `value`.

@@ -163,7 +163,7 @@ impl Plans {
         };
         let mut refusal = String::from("its inputs are too large to try");
         for shapes in PROBES.map(probed) {
-            if !shapes.iter().all(|shape| elements(shape).is_some_and(|count| count <= LARGEST_PROBE)) {
+            if !shapes.iter().all(|shape| elements(shape).is_ok_and(|count| count <= LARGEST_PROBE)) {
                 continue;
             }
             match compile(graph.clone(), &shapes) {

@@ -249,7 +249,7 @@ async fn a_bundle_goes_down_and_rows_come_up_once() {
     for _ in 0..2 {
         device.send::<Telemetry>(&rows()).await;
         let receipt: Receipt = device.receive().await;
-        assert_eq!(receipt, Receipt { stream: "s1".into(), durable_through: 5 });
+        assert_eq!(receipt, Receipt { stream: "s1".into(), durable_through: 5, again: false });
     }
     // As if it had missed what it was told.
     device.report(&Desired { revision: desired.revision - 1, ..desired.clone() }).await;

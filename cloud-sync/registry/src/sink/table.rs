@@ -399,6 +399,8 @@ pub(crate) fn readable(bytes: &[u8]) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
     use serde_bytes::ByteBuf;
 
     use super::*;
@@ -491,5 +493,39 @@ pub(crate) mod tests {
         let (tables, refused) = of(vec![(1, odd)]);
         assert_eq!(refused, 0);
         assert_eq!(names(&tables[0]), ["input.x", "input.x_1", "input.image", "input.word", "output.label"]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Tensors that fit together by chance, and rows whose bytes were changed on the way.
+        #[test]
+        fn every_row_is_stored_or_refused(
+            columns in vec(("[ab_01]{0,3}", 0..Type::ALL.len(), vec(0u64..4, 0..3), any::<bool>()), 0..5),
+            length in prop_oneof![Just(None), any::<u64>().prop_map(Some)],
+            changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        ) {
+            let column = |(name, kind, shape, fits): (String, usize, Vec<u64>, bool)| {
+                let (_, datatype, size) = Type::ALL[kind];
+                let elements = shape.iter().product::<u64>() as usize + usize::from(!fits);
+                tensor(&name, datatype, &shape, vec![0; elements * size.unwrap_or(4)])
+            };
+            let mut row = Row { inputs: columns.into_iter().map(column).collect(), ..row(1.0, 5) };
+            if let (Some(length), Some(column)) = (length, row.inputs.first_mut()) {
+                column.shape.push(length);
+            }
+            let whole = row.encode().unwrap();
+            let mut changed = whole.clone();
+            changes.into_iter().for_each(|(at, byte)| *at.get_mut(&mut changed) = byte);
+            let reception = Reception { at_ms: 1_700_000_000_000, clock: None };
+            let rows = [(1, whole.as_slice()), (2, changed.as_slice())];
+            let tables = tables((&"d".parse().unwrap(), "s"), reception, rows.into_iter()).unwrap();
+            prop_assert_eq!(tables.left, None);
+            let stored: u64 = tables.tables.iter().map(|table| table.rows).sum();
+            prop_assert_eq!(stored + tables.refused, 2);
+            for table in &tables.tables {
+                ParquetRecordBatchReaderBuilder::try_new(table.parquet.clone()).unwrap();
+            }
+        }
     }
 }

@@ -57,6 +57,22 @@ impl Store {
         found.map_or(Ok(0), |row| unsigned(&row, "durable_through", DOING))
     }
 
+    /// The streams of one device after the other, and the sequence number through which each is durable; "" and 0 of a
+    /// device that has none yet.
+    pub async fn streams(&self) -> Result<Vec<(DeviceId, String, u64)>, StoreError> {
+        const DOING: &str = "listing streams";
+        let rows = query(
+            "SELECT id, COALESCE(stream, '') AS stream, CAST(COALESCE(durable_through, 0) AS BIGINT) AS through \
+             FROM devices LEFT JOIN streams ON streams.device = devices.id ORDER BY id",
+        );
+        let rows = rows.fetch_all(&self.pool).await.map_err(sql(DOING))?;
+        let stream = |row: &AnyRow| {
+            let device = text(row, "id", DOING)?.parse().map_err(|_| StoreError::Range(DOING))?;
+            Ok((device, text(row, "stream", DOING)?, unsigned(row, "through", DOING)?))
+        };
+        rows.iter().map(stream).collect()
+    }
+
     /// Names the objects of an attempt before they are written.
     pub async fn begin_attempt(
         &self,

@@ -92,7 +92,7 @@ async fn take(parts: &Parts, batch: Held, may_hold: bool) -> Option<Held> {
         // The receipt says from where the device has to send again.
         Err(SinkError::Hole { before, .. }) => {
             parts.sink.counters().early.fetch_add(1, Ordering::Relaxed);
-            Receipt { stream: telemetry.stream.clone(), durable_through: before }
+            Receipt { stream: telemetry.stream.clone(), durable_through: before, again: false }
         }
         Err(error) => {
             parts.counters.failed.fetch_add(1, Ordering::Relaxed);

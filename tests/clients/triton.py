@@ -58,6 +58,16 @@ def refused(status, words, call):
         raise AssertionError(f"not refused: {words}")
 
 
+load = triton.InferInput("load", [2, 24], "FP32")
+load.set_data_from_numpy(windows[:2])
+for binary in (True, False):
+    wanted = [triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=1)]
+    top = client.infer(model, [load], outputs=wanted).as_numpy("probabilities")
+    for text, label in zip(top[:, 0], labels):
+        value, index, name = (text.decode() if binary else text).split(":")
+        assert int(index) == label and 0.5 <= float(value) <= 1 and name, text
+
+
 def infer_as(name, array, kind):
     load = triton.InferInput(name, list(array.shape), kind)
     load.set_data_from_numpy(array)

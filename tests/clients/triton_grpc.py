@@ -99,3 +99,8 @@ refused("OUT_OF_RANGE", "the limit is", lambda: infer(numpy.zeros((90000, 24), d
 call = client.async_infer(model, asked(numpy.repeat(windows, 5, axis=0)), lambda result, error: None)
 call.cancel()
 assert client.is_server_ready() and (infer(windows[:1])[0] == labels[:1]).all()
+
+top = client.infer(model, asked(windows[:2]), outputs=[triton.InferRequestedOutput("probabilities", class_count=1)])
+for text, label in zip(top.as_numpy("probabilities")[:, 0], labels):
+    value, index, name = text.decode().split(":")
+    assert int(index) == label and 0.5 <= float(value) <= 1 and name, text

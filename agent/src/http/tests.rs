@@ -328,7 +328,7 @@ fn every_mistake_has_its_status_and_one_line() {
         (
             "POST",
             infer,
-            outputs(json!([{ "name": "label", "parameters": { "classification": 2 } }])),
+            outputs(json!([{ "name": "label", "parameters": { "shared_memory_region": "x" } }])),
             400,
             "not supported",
         ),

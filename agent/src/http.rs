@@ -49,6 +49,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::failure::Failure;
+pub use self::grpc::read_call;
 use self::intake::Intake;
 use self::listener::Listener;
 use self::metrics::HttpCounters;

@@ -16,6 +16,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::post;
+use engine::Signature;
 use futures_util::future::BoxFuture;
 use prost::Message;
 use tonic::server::{Grpc, UnaryService};
@@ -32,7 +33,7 @@ use super::Api;
 use super::failure::Failure;
 use super::inference::{EXTENSIONS, PLATFORM, SERVER};
 use super::repository::{Statistics, dims};
-use crate::body::{BodyError, MAX_ID_BYTES, WantedOutput, WantedOutputs};
+use crate::body::{BodyError, Inference, MAX_ID_BYTES, WantedOutput, WantedOutputs};
 use crate::scorer::Live;
 
 /// The header with which a caller says how long it waits.
@@ -141,21 +142,11 @@ async fn model_metadata(api: Api, named: Named) -> Result<ModelMetadata, Status>
 }
 
 async fn infer(api: Api, request: ModelInferRequest) -> Result<ModelInferResponse, Status> {
-    let ModelInferRequest { model_name, model_version, id, inputs, outputs, raw_input_contents } = request;
-    let live = find(&api, &Named { name: model_name, version: model_version })?;
-    if id.len() > MAX_ID_BYTES {
-        return Err(Status::invalid_argument(format!("`id` is longer than {MAX_ID_BYTES} bytes")));
-    }
-    let wanted = match outputs.is_empty() {
-        true => WantedOutputs::All { as_bytes: true },
-        false => {
-            let these = outputs.into_iter().map(wanted).collect::<Result<Vec<WantedOutput>, Status>>()?;
-            WantedOutputs::these(these, &live.facts.signature).map_err(refused)?
-        }
-    };
-    let inputs = tensors::inputs(inputs, &raw_input_contents)?;
-    let asked = Some(id.clone()).filter(|id| !id.is_empty());
-    let answer = api.service.score_on(live, inputs, asked, None).await;
+    let named = Named { name: request.model_name.clone(), version: request.model_version.clone() };
+    let live = find(&api, &named)?;
+    let given_id = request.id.clone();
+    let Inference { id, inputs, outputs: wanted } = read(request, &live.facts.signature)?;
+    let answer = api.service.score_on(live, inputs, id, None).await;
     let answer = answer.map_err(|refused| status(&Failure::from(refused)))?;
     let chosen = wanted.choose(&answer.scored.outputs, &answer.live.facts.labels).map_err(refused)?;
     let (outputs, raw_output_contents) =
@@ -163,10 +154,35 @@ async fn infer(api: Api, request: ModelInferRequest) -> Result<ModelInferRespons
     Ok(ModelInferResponse {
         model_name: answer.live.facts.name.to_string(),
         model_version: answer.live.facts.version.to_string(),
-        id,
+        id: given_id,
         outputs,
         raw_output_contents,
     })
+}
+
+/// Reads the message of a `ModelInfer` for a model of this signature.
+///
+/// # Errors
+/// It is no such message, or asks for what can't be.
+pub fn read_call(message: &[u8], signature: &Signature) -> Result<Inference, String> {
+    let request = ModelInferRequest::decode(message).map_err(|error| error.to_string())?;
+    read(request, signature).map_err(|status| status.message().to_owned())
+}
+
+fn read(request: ModelInferRequest, signature: &Signature) -> Result<Inference, Status> {
+    let ModelInferRequest { id, inputs, outputs, raw_input_contents, .. } = request;
+    if id.len() > MAX_ID_BYTES {
+        return Err(Status::invalid_argument(format!("`id` is longer than {MAX_ID_BYTES} bytes")));
+    }
+    let outputs = match outputs.is_empty() {
+        true => WantedOutputs::All { as_bytes: true },
+        false => {
+            let these = outputs.into_iter().map(wanted).collect::<Result<Vec<WantedOutput>, Status>>()?;
+            WantedOutputs::these(these, signature).map_err(refused)?
+        }
+    };
+    let inputs = tensors::inputs(inputs, &raw_input_contents)?;
+    Ok(Inference { id: Some(id).filter(|id| !id.is_empty()), inputs, outputs })
 }
 
 fn wanted(output: RequestedOutput) -> Result<WantedOutput, Status> {

@@ -23,7 +23,7 @@ pub struct Target {
 }
 
 /// All decoders.
-pub const ALL: [Target; 17] = [
+pub const ALL: [Target; 18] = [
     Target { name: "messages", run: wire::messages, seeds: wire::message_seeds },
     Target { name: "rows", run: wire::rows, seeds: wire::row_seeds },
     Target { name: "names", run: wire::names, seeds: wire::name_seeds },
@@ -33,6 +33,7 @@ pub const ALL: [Target; 17] = [
     Target { name: "golden", run: tensors::golden, seeds: tensors::golden_seeds },
     Target { name: "score", run: tensors::score, seeds: tensors::score_seeds },
     Target { name: "infer", run: tensors::infer, seeds: tensors::infer_seeds },
+    Target { name: "call", run: tensors::call, seeds: tensors::call_seeds },
     Target { name: "binary", run: tensors::binary, seeds: tensors::binary_seeds },
     Target { name: "onnx", run: tensors::onnx, seeds: tensors::onnx_seeds },
     Target { name: "config", run: device::config, seeds: device::config_seeds },

@@ -62,6 +62,31 @@ pub(super) fn infer_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
+/// The first byte says which model the message of a gRPC call is for.
+pub(super) fn call(data: &[u8]) {
+    let Some((model, message)) = data.split_first() else { return };
+    let Ok(read) = edgewise_agent::http::read_call(message, &signature(*model)) else { return };
+    assert!(read.id.is_none_or(|id| id.len() <= 100));
+    sound(&read.inputs);
+}
+
+/// Fields are a key, a length and that many bytes: `key` is the number shifted by three, with 2 for lengths.
+pub(super) fn call_seeds() -> Vec<Vec<u8>> {
+    let field = |number: u8, bytes: &[u8]| {
+        let length = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
+        [&[number << 3 | 2, length], bytes].concat()
+    };
+    let tensor = |more: Vec<u8>| {
+        let shape = field(3, &[1, 2]);
+        field(5, &[field(1, b"x"), field(2, b"FP32"), shape, more].concat())
+    };
+    let floats = [0, 0, 128, 63, 0, 0, 0, 64];
+    let wanted = field(6, &field(1, b"y"));
+    let typed = [field(1, b"m"), field(3, b"7"), tensor(field(5, &field(6, &floats))), wanted].concat();
+    let raw = [field(1, b"m"), tensor(Vec::new()), field(7, &floats)].concat();
+    vec![[&[0], typed.as_slice()].concat(), [&[0], raw.as_slice()].concat()]
+}
+
 /// The first byte is the type, the second the rank; a length of 8 bytes for each dimension follows, then the elements.
 pub(super) fn binary(data: &[u8]) {
     let Some(([kind, rank], mut rest)) = data.split_first_chunk() else { return };

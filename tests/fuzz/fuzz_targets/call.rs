@@ -1,0 +1,3 @@
+#![no_main]
+
+edgewise_fuzz::target!("call");

@@ -133,6 +133,8 @@ pub struct Http {
     pub grpc: Grpc,
     /// The socket in the file system at which it listens, too.
     pub socket: Option<PathBuf>,
+    /// The file of keys, of which a caller needs one; `None` where nobody is asked.
+    pub keys: Option<PathBuf>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
     /// The model that answers at `/score`; `None` for the only one that serves.
@@ -309,6 +311,7 @@ fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
         true => Ok(PathBuf::from(text)),
         false => Err(format!("{text:?} must be an absolute path, such as /run/edgewise/agent.sock")),
     });
+    let keys = reader.optional("http.keys", value::file);
     let insecure_remote = reader.value("http.insecure_remote", value::boolean);
     let max_body_bytes = reader.value("http.max_body_bytes", value::in_memory(1 << 10..=1 << 30));
     let score_model = reader.optional("http.score_model", value::parsed::<ModelName>);
@@ -317,10 +320,10 @@ fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
     });
     for (key, listen) in [("http.listen", listen), ("http.grpc", grpc.flatten())] {
         let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) else { continue };
-        if insecure_remote == Some(false) {
+        if insecure_remote == Some(false) && keys == Some(None) {
             let what = format!(
-                "{listen} can be reached from elsewhere and the API has no credentials: listen on 127.0.0.1, or set \
-                 http.insecure_remote = true where something else guards the port"
+                "{listen} can be reached from elsewhere and the API asks nobody for a key: listen on 127.0.0.1, set \
+                 http.keys, or http.insecure_remote = true where something else guards the port"
             );
             reader.wrong(key, what);
         }
@@ -333,6 +336,7 @@ fn read_http(reader: &mut Reader<'_>) -> Option<Http> {
         listen: listen?,
         grpc: grpc?.map_or(beside?, Grpc::At),
         socket: socket?,
+        keys: keys?,
         max_body_bytes: max_body_bytes?,
         score_model: score_model?,
         cors_origins: cors_origins?.unwrap_or_default(),

@@ -2,7 +2,7 @@
 //!
 //! - `inference` the Open Inference Protocol; `azure` `/score` as Azure ML serves it, with its `swagger`;
 //! - `metrics` what is counted; `intake` the bodies; `failure` the errors; `probe` whether it still answers;
-//! - `listener` where it is reached; `places` who may be connected; `patient` who is given up;
+//! - `keys` who may call; `listener` where it is reached; `places` who may be connected; `patient` who is given up;
 //! - `grpc` the same over gRPC, `repository` what is served and how it fares.
 //!
 //! Invariants:
@@ -18,6 +18,7 @@ mod failure;
 mod grpc;
 mod inference;
 mod intake;
+mod keys;
 mod listener;
 mod metrics;
 mod patient;
@@ -27,7 +28,7 @@ mod repository;
 mod swagger;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,7 @@ use tokio_util::task::TaskTracker;
 use self::failure::Failure;
 pub use self::grpc::read_call;
 use self::intake::Intake;
+use self::keys::Keys;
 use self::listener::Listener;
 use self::metrics::HttpCounters;
 use self::patient::Patient;
@@ -82,6 +84,9 @@ const MAX_STREAMS: u32 = 64;
 /// What a peer may send over HTTP/2 before it is read: a round trip's worth of a local network's speed.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 
+/// What is answered without a key: whoever watches the agent asks for it.
+const OPEN: [&str; 3] = ["/", "/v2/health/live", "/v2/health/ready"];
+
 /// Longest time that a request's head, and then its body, may take to arrive, that a peer may take nothing of its answer, and
 /// that a connection may idle.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -95,6 +100,8 @@ pub struct Options {
     pub grpc: Grpc,
     /// The socket in the file system at which it listens, too.
     pub socket: Option<PathBuf>,
+    /// The file of keys, of which a caller needs one; `None` where nobody is asked.
+    pub keys: Option<PathBuf>,
     /// Largest body of a request.
     pub max_body_bytes: usize,
     /// Largest sum of all bodies that are held at once.
@@ -115,6 +122,7 @@ impl From<&config::Http> for Options {
             listen: http.listen,
             grpc: http.grpc,
             socket: http.socket.clone(),
+            keys: http.keys.clone(),
             max_body_bytes: http.max_body_bytes,
             max_held_bytes: http.max_body_bytes.saturating_mul(LARGEST_BODIES_AT_ONCE),
             max_connections: MAX_CONNECTIONS,
@@ -152,12 +160,25 @@ impl Readiness {
     }
 }
 
-/// An address that can't be had.
+/// A server that can't be had.
 #[derive(Debug, thiserror::Error)]
-#[error("listening for HTTP on {place}: {source}")]
-pub struct BindError {
-    place: String,
-    source: std::io::Error,
+pub enum BindError {
+    /// An address that is taken, or not ours.
+    #[error("listening for HTTP on {place}: {source}")]
+    Place {
+        /// Which one.
+        place: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file of keys that can't be used.
+    #[error("reading the keys in {path}: {source}", path = path.display())]
+    Keys {
+        /// Which one.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
 }
 
 /// A server that listens.
@@ -165,6 +186,7 @@ pub struct Server {
     listeners: Vec<Listener>,
     address: SocketAddr,
     router: Router,
+    keys: Option<Arc<Keys>>,
     places: Places,
     options: Options,
     probe: (Probe, mpsc::Receiver<DuplexStream>),
@@ -184,7 +206,7 @@ impl Server {
         let options = options.into();
         let wrong = |place: &dyn std::fmt::Display| {
             let place = place.to_string();
-            move |source| BindError { place, source }
+            move |source| BindError::Place { place, source }
         };
         let first = Listener::tcp(options.listen).await.map_err(wrong(&options.listen))?;
         let address = first.address().map_err(wrong(&options.listen))?;
@@ -202,9 +224,15 @@ impl Server {
         if let Some(path) = &options.socket {
             listeners.push(Listener::unix(path).map_err(wrong(&path.display()))?);
         }
+        let wrong_keys = |path: &Path| {
+            let path = path.to_owned();
+            move |source| BindError::Keys { path, source }
+        };
+        let keys = options.keys.as_deref().map(|path| Keys::open(path).map_err(wrong_keys(path)));
+        let keys = keys.transpose()?.map(Arc::new);
         let places = Places::new(options.max_connections);
-        let router = router(&options, places.clone(), service, readiness, metrics);
-        Ok(Self { listeners, address, router, places, options, probe: Probe::new() })
+        let router = router(&options, keys.clone(), places.clone(), service, readiness, metrics);
+        Ok(Self { listeners, address, router, keys, places, options, probe: Probe::new() })
     }
 
     /// Where it listens, with the port that it was given.
@@ -223,7 +251,7 @@ impl Server {
     /// # Errors
     /// None: it ends only when it is told to.
     pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
-        let Self { listeners, router, places, options, probe: (_probe, mut probes), .. } = self;
+        let Self { listeners, router, keys, places, options, probe: (_probe, mut probes), .. } = self;
         let connections = TaskTracker::new();
         let drop_all = CancellationToken::new();
         let timeout = options.read_timeout;
@@ -253,11 +281,13 @@ impl Server {
             }
         };
         // None of them ends by itself: the server's own probe lives as long as it.
-        let all = futures_util::future::join(
-            futures_util::future::join_all(listeners.into_iter().map(accept)),
-            answer_probes,
-        );
-        stop.run_until_cancelled(all).await;
+        let follow_keys = async {
+            if let Some(keys) = &keys {
+                keys.follow().await;
+            }
+        };
+        let accept_all = futures_util::future::join_all(listeners.into_iter().map(accept));
+        stop.run_until_cancelled(futures_util::future::join3(accept_all, answer_probes, follow_keys)).await;
         connections.close();
         if tokio::time::timeout(FAREWELL, connections.wait()).await.is_err() {
             tracing::warn!(connections = connections.len(), "still answering {FAREWELL:?} after the stop");
@@ -310,6 +340,7 @@ struct Shared {
     /// The agent's own metrics, beside those of models and server.
     metrics: Source,
     intake: Intake,
+    keys: Option<Arc<Keys>>,
     places: Places,
     counters: HttpCounters,
     score_model: Option<ModelName>,
@@ -320,6 +351,7 @@ type Api = Arc<Shared>;
 
 fn router(
     options: &Options,
+    keys: Option<Arc<Keys>>,
     places: Places,
     service: Service,
     readiness: watch::Receiver<Readiness>,
@@ -330,6 +362,7 @@ fn router(
         readiness,
         metrics,
         intake: Intake::new(options.max_body_bytes, options.max_held_bytes, options.read_timeout),
+        keys,
         places,
         counters: HttpCounters::default(),
         score_model: options.score_model.clone(),
@@ -354,7 +387,13 @@ async fn count(State(api): State<Api>, mut request: Request, next: Next) -> Resp
         request = visit.watch(request);
     }
     let uri = request.uri().clone();
-    let response = next.run(request).await;
+    let is_open = OPEN.contains(&uri.path());
+    let response = match &api.keys {
+        Some(keys) if !is_open && !keys.admit(request.headers()) => {
+            answer_for(&uri, &Failure::unauthorized().closing())
+        }
+        _ => next.run(request).await,
+    };
     let response = api.intake.charge(response).unwrap_or_else(|failure| answer_for(&uri, &failure));
     drop(visit);
     api.counters.answered(response.status());
@@ -372,7 +411,11 @@ async fn wrong_method(method: Method, uri: Uri) -> Response {
 
 /// An error in the form that callers of this path know.
 fn answer_for(uri: &Uri, failure: &Failure) -> Response {
-    if uri.path().starts_with("/v2") { failure.as_error() } else { failure.as_message() }
+    match uri.path() {
+        path if path.starts_with(grpc::SERVICE) => grpc::status(failure).into_http(),
+        path if path.starts_with("/v2") => failure.as_error(),
+        _ => failure.as_message(),
+    }
 }
 
 fn json(body: Vec<u8>) -> Response {

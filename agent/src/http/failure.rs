@@ -34,6 +34,10 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, line)
     }
 
+    pub(super) fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "a key is needed: send `authorization: Bearer KEY`")
+    }
+
     pub(super) fn not_found(line: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, line)
     }
@@ -67,6 +71,9 @@ impl Failure {
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.closes {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -36,6 +36,9 @@ use super::repository::{Statistics, dims};
 use crate::body::{BodyError, Inference, MAX_ID_BYTES, WantedOutput, WantedOutputs};
 use crate::scorer::Live;
 
+/// Where its methods are.
+pub(super) const SERVICE: &str = "/inference.GRPCInferenceService/";
+
 /// The header with which a caller says how long it waits.
 const TIMEOUT: &str = "grpc-timeout";
 
@@ -274,8 +277,9 @@ fn find(api: &Api, named: &Named) -> Result<Arc<Live>, Status> {
 }
 
 /// What a failure is called here.
-fn status(failure: &Failure) -> Status {
+pub(super) fn status(failure: &Failure) -> Status {
     let code = match failure.status {
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
         StatusCode::NOT_FOUND => Code::NotFound,
         StatusCode::SERVICE_UNAVAILABLE => Code::Unavailable,
         StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,

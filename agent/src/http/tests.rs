@@ -55,6 +55,7 @@ fn options() -> Options {
         listen: "127.0.0.1:0".parse().unwrap(),
         grpc: Grpc::Nowhere,
         socket: None,
+        keys: None,
         max_body_bytes: 100_000,
         max_held_bytes: 100_000,
         max_connections: 16,
@@ -564,4 +565,34 @@ fn a_probe_is_answered_past_a_crowd_and_not_by_a_server_that_stands_still() {
     let (probe, _still) = Probe::new();
     let asked = async { tokio::time::timeout(Duration::from_millis(100), probe.is_alive()).await };
     assert!(served.runtime.block_on(asked).is_err(), "nobody answers");
+}
+
+#[test]
+fn who_has_a_key_is_let_in_and_a_new_one_needs_no_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys");
+    std::fs::write(&path, "old\n").unwrap();
+    let served = Served::with_sample_and(Options { keys: Some(path.clone()), ..options() });
+    let get = |key: &str| served.request("GET", "/v2", &[("authorization", &format!("Bearer {key}"))], b"");
+    let refused = served.get("/v2");
+    assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Bearer"));
+    assert!(refused.text().contains("a key is needed"), "{}", refused.text());
+    assert_eq!(
+        served.post("/score", "{}").json()["message"],
+        "a key is needed: send `authorization: Bearer KEY`"
+    );
+    assert_eq!((get("old").status, get("new").status), (200, 401));
+    assert_eq!(served.get("/v2/health/live").status, 200, "whoever watches it needs none");
+    let rotate = |keys: &str, until: &dyn Fn() -> bool| {
+        std::fs::write(&path, keys).unwrap();
+        let begun = std::time::Instant::now();
+        while !until() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the keys {keys:?} are not taken up");
+            std::thread::yield_now();
+        }
+    };
+    rotate("old\nnew\n", &|| get("new").status == 200);
+    assert_eq!(get("old").status, 200);
+    rotate("new\n", &|| get("old").status == 401);
+    assert_eq!(get("new").status, 200);
 }

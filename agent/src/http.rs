@@ -1,6 +1,6 @@
 //! The HTTP server: who may come in, how many at once, for how long, and what is answered where.
 //!
-//! - `inference` the Open Inference Protocol; `azure` `/score` as Azure ML serves it, with its `swagger`;
+//! - `router` what is answered where; `inference` the Open Inference Protocol; `azure` `/score` as Azure ML serves it, with its `swagger`;
 //! - `metrics` what is counted; `intake` the bodies; `failure` the errors; `probe` whether it still answers;
 //! - `keys` who may call; `listener` where it is reached; `places` who may be connected; `patient` who is given up;
 //! - `grpc` the same over gRPC, `repository` what is served and how it fares.
@@ -25,6 +25,7 @@ mod patient;
 mod places;
 mod probe;
 mod repository;
+mod router;
 mod swagger;
 
 use std::net::SocketAddr;
@@ -34,11 +35,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{Method, Uri, header};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use cloud_sync::name::ModelName;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -49,15 +45,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::failure::Failure;
 pub use self::grpc::read_call;
-use self::intake::Intake;
 use self::keys::Keys;
 use self::listener::Listener;
-use self::metrics::HttpCounters;
 use self::patient::Patient;
 use self::places::{Place, Places};
 pub use self::probe::Probe;
+use self::router::{Api, json, router, wrong_method};
 use crate::config::{self, Grpc};
 use crate::metrics::Source;
 use crate::service::Service;
@@ -83,9 +77,6 @@ const MAX_STREAMS: u32 = 64;
 
 /// What a peer may send over HTTP/2 before it is read: a round trip's worth of a local network's speed.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-
-/// What is answered without a key: whoever watches the agent asks for it.
-const OPEN: [&str; 3] = ["/", "/v2/health/live", "/v2/health/ready"];
 
 /// Longest time that a request's head, and then its body, may take to arrive, that a peer may take nothing of its answer, and
 /// that a connection may idle.
@@ -331,95 +322,6 @@ async fn serve(
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended badly");
     }
-}
-
-/// What every handler shares.
-struct Shared {
-    service: Service,
-    readiness: watch::Receiver<Readiness>,
-    /// The agent's own metrics, beside those of models and server.
-    metrics: Source,
-    intake: Intake,
-    keys: Option<Arc<Keys>>,
-    places: Places,
-    counters: HttpCounters,
-    score_model: Option<ModelName>,
-    cors_origins: Vec<String>,
-}
-
-type Api = Arc<Shared>;
-
-fn router(
-    options: &Options,
-    keys: Option<Arc<Keys>>,
-    places: Places,
-    service: Service,
-    readiness: watch::Receiver<Readiness>,
-    metrics: Source,
-) -> Router {
-    let shared = Arc::new(Shared {
-        service,
-        readiness,
-        metrics,
-        intake: Intake::new(options.max_body_bytes, options.max_held_bytes, options.read_timeout),
-        keys,
-        places,
-        counters: HttpCounters::default(),
-        score_model: options.score_model.clone(),
-        cors_origins: options.cors_origins.clone(),
-    });
-    Router::new()
-        .merge(inference::routes())
-        .merge(repository::routes())
-        .merge(grpc::routes())
-        .merge(azure::routes(shared.clone()))
-        .route("/metrics", get(metrics::show))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(shared.clone(), count))
-        .with_state(shared)
-}
-
-async fn count(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    let place = request.extensions_mut().remove::<Option<Arc<Place>>>().flatten();
-    let visit = place.map(|place| place.visit());
-    if let Some(visit) = &visit {
-        request = visit.watch(request);
-    }
-    let uri = request.uri().clone();
-    let is_open = OPEN.contains(&uri.path());
-    let response = match &api.keys {
-        Some(keys) if !is_open && !keys.admit(request.headers()) => {
-            answer_for(&uri, &Failure::unauthorized().closing())
-        }
-        _ => next.run(request).await,
-    };
-    let response = api.intake.charge(response).unwrap_or_else(|failure| answer_for(&uri, &failure));
-    drop(visit);
-    api.counters.answered(response.status());
-    response
-}
-
-async fn unknown_path(uri: Uri) -> Response {
-    let line = format!("there is nothing at {}", uri.path());
-    answer_for(&uri, &Failure::not_found(line))
-}
-
-async fn wrong_method(method: Method, uri: Uri) -> Response {
-    answer_for(&uri, &Failure::method(&method, uri.path()))
-}
-
-/// An error in the form that callers of this path know.
-fn answer_for(uri: &Uri, failure: &Failure) -> Response {
-    match uri.path() {
-        path if path.starts_with(grpc::SERVICE) => grpc::status(failure).into_http(),
-        path if path.starts_with("/v2") => failure.as_error(),
-        _ => failure.as_message(),
-    }
-}
-
-fn json(body: Vec<u8>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 #[cfg(test)]

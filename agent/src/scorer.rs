@@ -9,20 +9,21 @@
 //! - Scoring runs on threads of its own. Only what is surely over in [`QUICK`] may run where the request came in: to wake
 //!   another thread and wait for it takes longer than that.
 
+mod counters;
 mod instances;
 mod pace;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use cloud_sync::digest::Digest;
 use cloud_sync::name::ModelName;
 use engine::{Model, ScoreError, Signature, Tensors};
 use tokio::sync::oneshot;
 
+pub use self::counters::Counters;
 use self::instances::Instances;
 use self::pace::Pace;
 pub use self::pace::QUICK;
@@ -75,31 +76,6 @@ pub struct Live {
     pace: Pace,
     /// Hangs up once every worker has ended.
     finished: Mutex<Receiver<()>>,
-}
-
-/// What a version has done since it went live.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Requests that were scored.
-    pub success: AtomicU64,
-    /// Rows in them.
-    pub rows: AtomicU64,
-    /// Requests refused because the queue was full.
-    pub rejected: AtomicU64,
-    /// Requests whose caller went away or ran out of time.
-    pub canceled: AtomicU64,
-    /// Requests that the engine could not score.
-    pub failed: AtomicU64,
-    /// Requests refused because their inputs were wrong.
-    pub invalid: AtomicU64,
-    /// Requests that wait or are being scored.
-    pub pending: AtomicU64,
-    /// When a request was last scored, in milliseconds since 1970; 0 for never.
-    pub last_ms: AtomicU64,
-    /// Time that requests waited, in microseconds.
-    pub queue_us: AtomicU64,
-    /// Time that the engine took, in microseconds.
-    pub compute_us: AtomicU64,
 }
 
 /// The models that serve. Cheap to clone.
@@ -256,29 +232,19 @@ impl Live {
     /// Scores `inputs` within `timeout`.
     pub async fn score(&self, inputs: Tensors, timeout: Duration) -> Result<Scored, ScoreRefused> {
         if let Err(error) = self.facts.signature.check(&inputs) {
-            self.counters.invalid.fetch_add(1, Ordering::Relaxed);
+            self.counters.invalid();
             return Err(ScoreError::from(error).into());
         }
         let inputs = Arc::new(inputs);
-        let _pending = Pending::new(&self.counters.pending);
+        let _pending = self.counters.pending();
         let result = match self.score_here(&inputs) {
             Some(result) => result,
             None => self.score_apart(inputs, timeout).await,
         };
-        match &result {
-            Ok(scored) => {
-                self.pace.learn(&scored.inputs, scored.computed);
-                self.counters.last_ms.store(now_ms(), Ordering::Relaxed);
-                self.counters.success.fetch_add(1, Ordering::Relaxed);
-                self.counters.rows.fetch_add(rows(&self.facts.signature, &scored.inputs), Ordering::Relaxed);
-                self.counters.queue_us.fetch_add(micros(scored.queued), Ordering::Relaxed);
-                self.counters.compute_us.fetch_add(micros(scored.computed), Ordering::Relaxed);
-            }
-            Err(ScoreRefused::Busy(..)) => count(&self.counters.rejected),
-            Err(ScoreRefused::Timeout(_)) => count(&self.counters.canceled),
-            Err(ScoreRefused::Stopping(_)) => {}
-            Err(_) => count(&self.counters.failed),
+        if let Ok(scored) = &result {
+            self.pace.learn(&scored.inputs, scored.computed);
         }
+        self.counters.count(&self.facts.signature, &result);
         result
     }
 
@@ -380,35 +346,6 @@ impl Worker {
             let _ = answer.send(instance.score(&self.name, &inputs, enqueued.elapsed()));
         }
     }
-}
-
-/// Counts a request as pending for as long as it lives.
-struct Pending<'a>(&'a AtomicU64);
-
-impl<'a> Pending<'a> {
-    fn new(counter: &'a AtomicU64) -> Self {
-        counter.fetch_add(1, Ordering::Relaxed);
-        Self(counter)
-    }
-}
-
-impl Drop for Pending<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn known(names: &[String]) -> String {

@@ -64,7 +64,7 @@ pub enum BodyError {
 /// See [`BodyError`].
 pub fn read(body: &[u8], signature: &Signature) -> Result<Body, BodyError> {
     let mut cursor = Cursor::new(body);
-    if cursor.next()? != Next::Object {
+    if cursor.ahead()? != Next::Object {
         let inputs = rows(&mut cursor, signature)?;
         cursor.end()?;
         return Ok(Body { inputs, id: None });
@@ -107,7 +107,7 @@ fn tensors_or_rows(list: &Cursor<'_>, signature: &Signature) -> Result<Tensors, 
 
 /// What stands under `data`.
 fn rows(value: &mut Cursor<'_>, signature: &Signature) -> Result<Tensors, BodyError> {
-    if value.next()? == Next::Object {
+    if value.ahead()? == Next::Object {
         return columns(fields(value, |_| true)?, signature);
     }
     if value.opens_rows() {
@@ -139,7 +139,7 @@ fn dictionary_rows(list: &mut Cursor<'_>, signature: &Signature) -> Result<Tenso
         let wrong = |row: &Cursor<'_>, name: &str, what: &str| {
             row.wrong(&format!("row {position} {what} `{}`", brief(name)))
         };
-        if row.next()? != Next::Object {
+        if row.ahead()? != Next::Object {
             return Err(row.wrong(&format!("row {position} is no object like the others")));
         }
         seen.fill(false);

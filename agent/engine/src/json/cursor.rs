@@ -49,7 +49,7 @@ impl<'a> Cursor<'a> {
     ///
     /// # Errors
     /// Nothing does.
-    pub fn next(&mut self) -> Result<Next, CursorError> {
+    pub fn ahead(&mut self) -> Result<Next, CursorError> {
         Ok(match self.peek()? {
             b'{' => Next::Object,
             b'[' => Next::List,
@@ -61,8 +61,8 @@ impl<'a> Cursor<'a> {
 
     /// Whether a list of objects comes next.
     pub fn opens_rows(&self) -> bool {
-        let mut ahead = self.clone();
-        ahead.take(b'[') == Ok(true) && ahead.next() == Ok(Next::Object)
+        let mut copy = self.clone();
+        copy.take(b'[') == Ok(true) && copy.ahead() == Ok(Next::Object)
     }
 
     /// Reads an object: `field` is called with each name, and reads its value.
@@ -170,7 +170,7 @@ impl<'a> Cursor<'a> {
     /// # Errors
     /// Its end is missing.
     pub fn defer(&mut self) -> Result<Self, CursorError> {
-        if !matches!(self.next()?, Next::Object | Next::List) {
+        if !matches!(self.ahead()?, Next::Object | Next::List) {
             let begin = self.at;
             self.skip()?;
             return Ok(Self { json: self.json.get(..self.at).unwrap_or_default(), at: begin });

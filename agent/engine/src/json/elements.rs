@@ -102,7 +102,7 @@ impl<T, R: Fn(&mut Cursor<'_>, usize) -> Result<T, CursorError>> List<'_, T, R> 
         nesting: &mut Vec<Option<usize>>,
         depth: usize,
     ) -> Result<(), CursorError> {
-        if cursor.next()? != Next::List {
+        if cursor.ahead()? != Next::List {
             if self.elements.len() >= MAX_ELEMENTS {
                 return Err(cursor.wrong(&format!("more than {MAX_ELEMENTS} elements")));
             }
@@ -174,7 +174,7 @@ fn boolean(cursor: &mut Cursor<'_>, position: usize) -> Result<bool, CursorError
 }
 
 fn text(cursor: &mut Cursor<'_>, position: usize) -> Result<String, CursorError> {
-    if cursor.next()? == Next::Text {
+    if cursor.ahead()? == Next::Text {
         return cursor.text().map(Cow::into_owned);
     }
     Err(other(cursor, position, DataType::String))

@@ -140,22 +140,23 @@ fn dictionary_rows(list: &mut Cursor<'_>, signature: &Signature) -> Result<Tenso
             row.wrong(&format!("row {position} {what} `{}`", brief(name)))
         };
         if row.ahead()? != Next::Object {
-            return Err(row.wrong(&format!("row {position} is no object like the others")));
+            return Err(BodyError::from(row.wrong(&format!("row {position} is no object like the others"))));
         }
         seen.fill(false);
         row.object(|name, row| {
             let mut places = columns.iter_mut().zip(&mut seen);
             match places.find(|((spec, _), _)| spec.name == name) {
-                Some((_, seen)) if *seen => Err(wrong(row, name, "has twice")),
-                Some(((_, column), seen)) => {
+                Some((_, seen)) if *seen => Err(wrong(row, name, "has twice").into()),
+                Some(((spec, column), seen)) => {
                     *seen = true;
-                    column.read_row(row)
+                    let value = row.clone();
+                    column.read_row(row).map_err(|error| wrong_elements(spec, value, error))
                 }
-                None => Err(wrong(row, name, "has a value for the unknown input")),
+                None => Err(wrong(row, name, "has a value for the unknown input").into()),
             }
         })?;
         if let Some(((spec, _), _)) = columns.iter().zip(&seen).find(|(_, seen)| !**seen) {
-            return Err(wrong(row, &spec.name, "has no value for input"));
+            return Err(wrong(row, &spec.name, "has no value for input").into());
         }
         position += 1;
         Ok(())
@@ -165,8 +166,16 @@ fn dictionary_rows(list: &mut Cursor<'_>, signature: &Signature) -> Result<Tenso
 
 fn elements(spec: &TensorSpec, value: &mut Cursor<'_>) -> Result<Elements, BodyError> {
     let mut elements = Elements::new(spec.data_type);
-    elements.read(value)?;
-    Ok(elements)
+    let whole = value.clone();
+    elements.read(value).map_err(|error| wrong_elements(spec, whole, error)).map(|()| elements)
+}
+
+/// What is no JSON is the body's mistake, what is no value of the input that of the input.
+fn wrong_elements(spec: &TensorSpec, mut value: Cursor<'_>, error: CursorError) -> BodyError {
+    match value.skip() {
+        Ok(()) => JsonError { tensor: spec.name.clone(), why: error.to_string() }.into(),
+        Err(_) => error.into(),
+    }
 }
 
 /// The tensor that a value stands for, by its nesting.
@@ -314,7 +323,9 @@ mod tests {
         assert!(says(r#"{"data":"#, &one()).starts_with("the body can't be read: EOF"));
         assert_eq!(says("[1,2,3]", &one()), "input `x` has shape [3]: expected FP32 [-1, 2]");
         assert_eq!(says("[[[1,2]]]", &one()), "input `x` has shape [1, 1, 2]: expected FP32 [-1, 2]");
-        assert!(says("[[1,2],[3]]", &one()).contains("lists at one depth differ in length"));
+        assert!(says("[[1,2],[3]]", &one()).contains("tensor `x`: lists at one depth differ in length"));
+        assert!(says("[[1,2],[3", &one()).starts_with("the body can't be read"));
+        assert!(says(r#"{"data":[{"a":"x","b":[1,2]}]}"#, &two()).contains(r#"tensor `a`: element 0 ("x")"#));
         assert!(says(r#"[["a","b"]]"#, &one()).contains("is not of type FP32"));
         assert!(says("[[1,2]]", &two()).starts_with("the model takes several inputs (`a`, `b`)"));
         assert!(says(r#"{"data":[{"a":1}]}"#, &two()).contains("row 0 has no value for input `b`"));

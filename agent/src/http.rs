@@ -198,6 +198,7 @@ impl Server {
                     Ok((stream, _)) => arrived = Some(stream),
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
+                        places.make_way();
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },

@@ -354,6 +354,7 @@ pub fn secret(path: &Path) -> Result<String, ServeError> {
 fn hold(database: &str) -> Result<Option<File>, ServeError> {
     let Some(path) = database.strip_prefix("sqlite:") else { return Ok(None) };
     let path = path.trim_start_matches("//").split('?').next().unwrap_or_default();
+    let path = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
     let lock = PathBuf::from(format!("{path}.lock"));
     let failed = |source| ServeError::File { doing: "making", path: lock.clone(), source };
     let held = File::create(&lock).map_err(failed)?;

@@ -255,6 +255,7 @@ impl Server {
                         Ok(stream) => stream,
                         Err(error) => {
                             tracing::warn!(%error, "a connection could not be accepted");
+                            places.make_way();
                             tokio::time::sleep(ACCEPT_PAUSE).await;
                             continue;
                         }

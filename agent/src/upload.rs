@@ -99,6 +99,8 @@ struct Flight {
     batch_bytes: usize,
     /// When rows that do not fill a batch go, too.
     due: Due,
+    /// When a registry last asked for all of it again: each time costs as much as all that is on its way.
+    forgotten: Option<Instant>,
 }
 
 /// When something is to be done.
@@ -226,9 +228,10 @@ impl Uploader {
     }
 
     async fn take(&self, receipt: Receipt, flight: &mut Flight) -> Result<(), SpoolError> {
-        if receipt.again {
+        if receipt.again && flight.forgotten.is_none_or(|forgotten| forgotten.elapsed() >= ECHO) {
             // What it has of them the next receipts say, and this one where it is for this stream.
             flight.forget();
+            flight.forgotten = Some(Instant::now());
         }
         let through = receipt.durable_through;
         let result = self
@@ -304,6 +307,7 @@ impl Default for Flight {
             batch_bytes: BATCH_BYTES,
             // What is held goes at once.
             due: Due::Now,
+            forgotten: None,
         }
     }
 }
@@ -334,7 +338,7 @@ impl Flight {
     /// A new connection, or a registry that has just come, knows nothing of what was on its way. The link may be no
     /// better than it was.
     fn forget(&mut self) {
-        *self = Self { batch_bytes: self.smaller(), ..Self::default() };
+        *self = Self { batch_bytes: self.smaller(), forgotten: self.forgotten, ..Self::default() };
     }
 
     fn add(&mut self, last: u64) {
@@ -373,7 +377,8 @@ impl Flight {
     /// Everything without a receipt goes again.
     fn again(&mut self, patience: Duration) {
         let (confirmed, batch_bytes) = (self.confirmed, self.smaller());
-        *self = Self { patience, confirmed, batch_bytes, resent: Some(Instant::now()), ..Self::default() };
+        let (resent, forgotten) = (Some(Instant::now()), self.forgotten);
+        *self = Self { patience, confirmed, batch_bytes, resent, forgotten, ..Self::default() };
     }
 
     /// What batches are to have after those that are on their way were lost, if any were.

@@ -236,7 +236,12 @@ fn limit(what: &str, given: u64, limit: u64) -> Result<(), BundleError> {
 }
 
 fn open_file(path: &Path) -> Result<File, BundleError> {
-    File::open(path).map_err(io_error("opening", path))
+    let opened = path.metadata().and_then(|metadata| match metadata.is_file() {
+        true => File::open(path),
+        // To open a pipe waits for somebody who may never come.
+        false => Err(io::Error::other("it is not a file")),
+    });
+    opened.map_err(io_error("opening", path))
 }
 
 #[cfg(test)]

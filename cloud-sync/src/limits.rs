@@ -71,3 +71,7 @@ pub fn bounded_text(text: impl Into<String>) -> String {
     }
     text
 }
+
+/// How far a revision may be ahead of what is known: each change of what a device shall run makes one, so what is farther
+/// ahead is a mistake or a forgery, and to follow it would leave no numbers.
+pub const MAX_REVISIONS_AHEAD: u64 = 1_000_000;

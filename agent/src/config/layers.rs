@@ -117,6 +117,10 @@ fn variable(key: &str) -> String {
 fn read_file(path: &Path) -> Result<String, String> {
     let describe = |error: std::io::Error| format!("reading it: {error}");
     let mut bytes = Vec::new();
+    // To open a pipe waits for somebody who may never come.
+    if !path.metadata().map_err(describe)?.is_file() {
+        return Err("is not a file".to_owned());
+    }
     let file = std::fs::File::open(path).map_err(describe)?;
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(describe)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {

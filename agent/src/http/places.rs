@@ -87,20 +87,33 @@ impl Places {
         self.0.lock().given_up
     }
 
+    /// Gives up the connection whose peer is waited for longest: the system has no descriptors for more.
+    pub(super) fn make_way(&self) {
+        let _ = self.0.lock().give_up_longest();
+    }
+
     fn try_take(&self) -> Option<Place> {
         let mut state = self.0.lock();
         if state.taken.len() >= self.0.most {
-            let waiting = state.taken.iter().filter(|(_, taken)| taken.working == 0);
-            let (_, longest) = waiting.map(|(number, taken)| (taken.waiting, *number)).min()?;
-            if let Some(taken) = state.taken.remove(&longest) {
-                taken.leave.cancel();
-                state.given_up += 1;
-            }
+            state.give_up_longest()?;
         }
         state.last += 1;
         let (number, leave) = (state.last, CancellationToken::new());
         state.taken.insert(number, Taken { waiting: Instant::now(), working: 0, leave: leave.clone() });
         Some(Place { hall: self.0.clone(), number, leave })
+    }
+}
+
+impl State {
+    /// `None` where we are at work for all.
+    fn give_up_longest(&mut self) -> Option<()> {
+        let waiting = self.taken.iter().filter(|(_, taken)| taken.working == 0);
+        let (_, longest) = waiting.map(|(number, taken)| (taken.waiting, *number)).min()?;
+        if let Some(taken) = self.taken.remove(&longest) {
+            taken.leave.cancel();
+            self.given_up += 1;
+        }
+        Some(())
     }
 }
 

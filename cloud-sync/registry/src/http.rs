@@ -9,6 +9,7 @@ mod devices;
 mod models;
 mod operations;
 mod problem;
+pub mod server;
 mod stream;
 
 use std::path::PathBuf;

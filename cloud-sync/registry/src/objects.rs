@@ -23,6 +23,9 @@ use place::Place;
 /// looked whether they still may be.
 const DELETED_TOGETHER: usize = 100;
 
+/// The object that says to which database the others belong.
+const OWNER: &str = "database";
+
 /// Where objects lie. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Objects {
@@ -62,6 +65,12 @@ pub enum ObjectError {
         /// Why it failed.
         source: object_store::Error,
     },
+    /// The objects are another database's.
+    #[error(
+        "--storage: what lies there belongs to another database, and this one would delete what it does not know: check \
+         --storage and --database. If this database is to take it over, delete the object `{OWNER}` there"
+    )]
+    Foreign,
     /// An object is not what its name says.
     #[error("{0} is damaged in the store: its bytes do not have that digest")]
     Damaged(String),
@@ -76,6 +85,15 @@ impl Objects {
         let first = place.store.list(None).next().await;
         first.transpose().map_err(failed("listing", url))?;
         Ok(Self { place })
+    }
+
+    /// Makes sure that the objects belong to the database of this id: a registry deletes what its database does not need.
+    pub async fn claim(&self, database: &str) -> Result<(), ObjectError> {
+        match self.get(OWNER).await? {
+            Some(owner) if owner == database.as_bytes() => Ok(()),
+            Some(_) => Err(ObjectError::Foreign),
+            None => self.put(OWNER, database.to_owned().into()).await,
+        }
     }
 
     /// Deletes what killed processes left half-written, where it is older than `age`; says how many.
@@ -213,6 +231,15 @@ mod tests {
         assert!(matches!(objects.get_named(kept).await, Err(ObjectError::Damaged(_))));
         assert!(objects.put_named(kept, Bytes::from_static(b"kept")).await.unwrap(), "it is mended");
         assert_eq!(objects.get_named(kept).await.unwrap().unwrap(), &b"kept"[..]);
+    }
+
+    #[tokio::test]
+    async fn objects_belong_to_the_database_that_came_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let objects = Objects::open(&format!("file://{}", directory.path().display())).await.unwrap();
+        objects.claim("one").await.unwrap();
+        objects.claim("one").await.unwrap();
+        assert!(matches!(objects.claim("other").await, Err(ObjectError::Foreign)));
     }
 
     #[tokio::test]

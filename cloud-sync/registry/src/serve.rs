@@ -145,7 +145,9 @@ pub async fn serve(
     let storage =
         options.storage.clone().unwrap_or_else(|| format!("file://{}", data.join("objects").display()));
     let objects = Objects::open(&storage).await?;
+    let _alone = hold(&database)?;
     let store = Store::open(&database).await?;
+    objects.claim(&store.id().await?).await?;
     let listener = TcpListener::bind(options.http).await;
     let listener = listener.map_err(|source| ServeError::Bind { address: options.http, source })?;
     let http = listener.local_addr().map_err(|source| ServeError::Bind { address: options.http, source })?;
@@ -226,10 +228,7 @@ pub async fn serve(
         http::router(Api { registry, parts, authority, broker: url.clone(), token, temporary: incoming });
     let graceful = stop.clone();
     spawn(&mut tasks, "the HTTP server", async move {
-        let served = axum::serve(listener, router).with_graceful_shutdown(graceful.cancelled_owned()).await;
-        if let Err(error) = served {
-            tracing::error!(%error, "the HTTP server failed");
-        }
+        http::server::run(listener, router, graceful).await;
     });
     ready(&Ready { http, mqtt: url });
 
@@ -342,12 +341,29 @@ pub fn secret(path: &Path) -> Result<String, ServeError> {
     use std::io::Read;
     let failed = |source| ServeError::File { doing: "reading", path: path.to_owned(), source };
     let mut text = String::new();
-    std::fs::File::open(path)
-        .map_err(failed)?
-        .take(MAX_SECRET_BYTES)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
+    let file = path.metadata().and_then(|metadata| match metadata.is_file() {
+        true => File::open(path),
+        // To open a pipe waits for somebody who may never come.
+        false => Err(std::io::Error::other("it is not a file")),
+    });
+    file.and_then(|file| file.take(MAX_SECRET_BYTES).read_to_string(&mut text)).map_err(failed)?;
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+/// Holds a database that is a file: two registries on it would each delete chunks that the other is registering.
+fn hold(database: &str) -> Result<Option<File>, ServeError> {
+    let Some(path) = database.strip_prefix("sqlite:") else { return Ok(None) };
+    let path = path.trim_start_matches("//").split('?').next().unwrap_or_default();
+    let path = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
+    let lock = PathBuf::from(format!("{path}.lock"));
+    let failed = |source| ServeError::File { doing: "making", path: lock.clone(), source };
+    let held = File::create(&lock).map_err(failed)?;
+    held.try_lock().map_err(|_| {
+        ServeError::Usage(format!(
+            "--database {database}: another edgewise serve works on it; several need a postgres:// database"
+        ))
+    })?;
+    Ok(Some(held))
 }
 
 /// Makes the data directory, empties what is temporary in it, and holds it: two registries on one would each

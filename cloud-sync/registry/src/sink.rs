@@ -32,6 +32,9 @@ use crate::store::{RowFile, Store, StoreError};
 /// Longest time in which an attempt writes its objects. A store that takes longer has the device send again.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(120);
 
+/// Streams that a device may begin. It begins one when its spool was lost, or put back from a copy.
+const MAX_STREAMS: u64 = 256;
+
 /// How long another replica's attempt is left alone. A device that hears nothing sends again after 20 s, and then after
 /// twice as long each time: so a replica that died holds a stream up for that long, and a slow store is given its time.
 const LEFT_ALONE: Duration = Duration::from_secs(15);
@@ -90,6 +93,9 @@ pub enum SinkError {
         /// The last row that is durable.
         before: u64,
     },
+    /// The device has too many streams: it begins one where its spool is lost, which is seldom.
+    #[error("{0} has begun {MAX_STREAMS} streams, which is the most, or there are too many in all")]
+    Streams(DeviceId),
     /// Another attempt to store the same rows won; worth another try, which will find them stored.
     #[error("the stream was moved by another attempt")]
     Overtaken,
@@ -216,7 +222,9 @@ impl Sink {
         telemetry: impl Into<Arc<Telemetry>>,
     ) -> Result<Attempt, SinkError> {
         let telemetry = telemetry.into();
-        let before = self.store.durable_through(device, &telemetry.stream).await?;
+        let Some(before) = self.store.durable_through(device, &telemetry.stream, MAX_STREAMS).await? else {
+            return Err(SinkError::Streams(device.clone()));
+        };
         let after = telemetry.after;
         if after > before {
             return Err(SinkError::Hole { after, before });
@@ -368,6 +376,18 @@ pub(crate) mod tests {
         assert_eq!(fixture.accept(follows(10, batch(11, encoded(10..20)))).await, 20);
         assert_eq!(fixture.accept(follows(20, batch(21, encoded(20..30)))).await, 30);
         assert_eq!(fixture.rows().await, 30);
+    }
+
+    #[tokio::test]
+    async fn a_device_begins_so_many_streams_and_no_more() {
+        let fixture = Fixture::new().await;
+        let of = |stream: u64| Telemetry { stream: format!("s{stream}"), ..batch(1, encoded(0..1)) };
+        for stream in 0..MAX_STREAMS {
+            fixture.accept(of(stream)).await;
+        }
+        let more = fixture.sink.accept(&fixture.device, of(MAX_STREAMS)).await;
+        assert!(matches!(more, Err(SinkError::Streams(_))), "{more:?}");
+        assert_eq!(fixture.accept(Telemetry { after: 1, ..of(0) }).await, 1, "those that are there go on");
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cloud_sync::contract::{Collect, Desired};
+use cloud_sync::limits::MAX_REVISIONS_AHEAD;
 use cloud_sync::name::ModelName;
 use tokio::sync::oneshot;
 
@@ -56,6 +57,11 @@ impl Driver {
                 if origin == self.state.origin && revision <= self.state.revision =>
             {
                 tracing::debug!(revision, "an old desired state is ignored");
+            }
+            Order::Desired(Desired { revision, .. }, _)
+                if revision > self.state.revision.saturating_add(MAX_REVISIONS_AHEAD) =>
+            {
+                tracing::warn!(revision, "a desired state is ignored: it is absurdly far ahead");
             }
             Order::Desired(Desired { revision, .. }, origin) if self.state.twin_decides => {
                 tracing::info!(revision, "the registry's wishes are ignored: the twin decides");

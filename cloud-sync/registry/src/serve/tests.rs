@@ -204,6 +204,20 @@ fn bundle(directory: &Path, operator: &str, second: f32) {
     std::fs::write(directory.join("asset.bin"), noise).unwrap();
 }
 
+#[test]
+fn a_database_that_is_a_file_is_held_by_one_whatever_its_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("my data, 100%?");
+    std::fs::create_dir(&data).unwrap();
+    let url = format!("sqlite:{}", escaped(&data.join("edgewise.db")));
+    let held = hold(&url).unwrap();
+    assert!(held.is_some() && data.join("edgewise.db.lock").exists());
+    assert!(matches!(hold(&url), Err(ServeError::Usage(_))));
+    drop(held);
+    assert!(hold(&url).unwrap().is_some());
+    assert!(hold("postgres://host/database").unwrap().is_none());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bundle_goes_down_and_rows_come_up_once() {
     let directory = tempfile::tempdir().unwrap();

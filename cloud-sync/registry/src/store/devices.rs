@@ -1,7 +1,7 @@
 //! Devices: what each shall run, what it says it runs, and who holds which version.
 
 use cloud_sync::contract::{Desired, DesiredModel, ModelSettings, Presence, Reported};
-use cloud_sync::limits::MAX_MODELS;
+use cloud_sync::limits::{MAX_MODELS, MAX_REVISIONS_AHEAD};
 use cloud_sync::name::{DeviceId, ModelName, ModelVersion};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row, Transaction, query};
@@ -250,7 +250,10 @@ async fn told(
     let reported: Option<String> = row.try_get("reported").map_err(sql(doing))?;
     let reported: Option<Reported> = reported.map(|json| from_json(&json, doing)).transpose()?;
     let followed = reported.map_or(0, |reported| reported.revision);
-    let latest = unsigned(&row, "revision", doing)?.max(followed);
+    let known = unsigned(&row, "revision", doing)?;
+    // What is absurdly far ahead is not followed: there would be no number left.
+    let is_sane = followed <= known.saturating_add(MAX_REVISIONS_AHEAD);
+    let latest = if is_sane { known.max(followed) } else { known };
     Ok((from_json(&text(&row, "desired", doing)?, doing)?, latest.saturating_add(1)))
 }
 
@@ -427,6 +430,13 @@ pub(crate) mod tests {
     async fn deploy(store: &Store, device: &str) -> u64 {
         let version = "load:1".parse().unwrap();
         store.deploy(&[id(device)], &version, &ModelSettings::default()).await.unwrap()[0].revision
+    }
+
+    #[tokio::test]
+    async fn a_report_from_far_ahead_leaves_numbers_for_deployments() {
+        let (_directory, store) = store().await;
+        store.note(&[says("d1", 40, 1), says("d2", (1 << 53) - 1, 1)], 5).await.unwrap();
+        assert_eq!((deploy(&store, "d1").await, deploy(&store, "d2").await), (41, 1));
     }
 
     #[tokio::test]

@@ -10,6 +10,9 @@ use sqlx::query;
 
 use super::{Store, StoreError, signed, sql, text, unsigned};
 
+/// Streams of all devices: four for each of the most that there may be.
+const MAX_STREAMS: u64 = 400_000;
+
 /// An object with rows of one device, one model version and one day.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowFile {
@@ -45,8 +48,14 @@ pub struct FileQuery {
 }
 
 impl Store {
-    /// The sequence number through which a stream is durable; 0 before its first row.
-    pub async fn durable_through(&self, device: &DeviceId, stream: &str) -> Result<u64, StoreError> {
+    /// The sequence number through which a stream is durable; 0 before its first row. `None` for a new stream of a device
+    /// that has `most`, or where there are as many as all devices have with a few each.
+    pub async fn durable_through(
+        &self,
+        device: &DeviceId,
+        stream: &str,
+        most: u64,
+    ) -> Result<Option<u64>, StoreError> {
         const DOING: &str = "reading how far a stream is durable";
         let found = query("SELECT durable_through FROM streams WHERE device = $1 AND stream = $2")
             .bind(device.to_string())
@@ -54,7 +63,15 @@ impl Store {
             .fetch_optional(&self.pool)
             .await
             .map_err(sql(DOING))?;
-        found.map_or(Ok(0), |row| unsigned(&row, "durable_through", DOING))
+        if let Some(row) = found {
+            return unsigned(&row, "durable_through", DOING).map(Some);
+        }
+        let counted = query(
+            "SELECT (SELECT COUNT(*) FROM streams WHERE device = $1) AS own, (SELECT COUNT(*) FROM streams) AS everyone",
+        );
+        let counted = counted.bind(device.to_string()).fetch_one(&self.pool).await.map_err(sql(DOING))?;
+        let (own, everyone) = (unsigned(&counted, "own", DOING)?, unsigned(&counted, "everyone", DOING)?);
+        Ok((own < most && everyone < MAX_STREAMS).then_some(0))
     }
 
     /// The streams of one device after the other, and the sequence number through which each is durable; "" and 0 of a

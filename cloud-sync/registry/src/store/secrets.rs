@@ -7,11 +7,21 @@ use super::{Store, StoreError, sql};
 impl Store {
     /// The name of the group in which replicas share the broker's messages: made at random by the first that asks.
     pub async fn group(&self) -> Result<String, StoreError> {
-        const DOING: &str = "finding the name under which replicas share work";
-        let made = format!("registry-{}", uuid::Uuid::new_v4().simple());
-        let insert = "INSERT INTO secrets (name, value) VALUES ('group', $1) ON CONFLICT (name) DO NOTHING";
-        sqlx::query(insert).bind(made).execute(&self.pool).await.map_err(sql(DOING))?;
-        let found = sqlx::query("SELECT value FROM secrets WHERE name = 'group'");
+        self.secret("group").await.map(|secret| format!("registry-{secret}"))
+    }
+
+    /// What tells this database from all others.
+    pub async fn id(&self) -> Result<String, StoreError> {
+        self.secret("id").await
+    }
+
+    async fn secret(&self, name: &str) -> Result<String, StoreError> {
+        const DOING: &str = "reading what replicas share";
+        let made = uuid::Uuid::new_v4().simple().to_string();
+        let insert = "INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
+        let insert = sqlx::query(insert).bind(name.to_owned()).bind(made);
+        insert.execute(&self.pool).await.map_err(sql(DOING))?;
+        let found = sqlx::query("SELECT value FROM secrets WHERE name = $1").bind(name.to_owned());
         let row = found.fetch_one(&self.pool).await.map_err(sql(DOING))?;
         row.try_get("value").map_err(sql(DOING))
     }

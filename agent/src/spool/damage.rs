@@ -66,7 +66,7 @@ impl Spool {
                         }
                         // sled can't open a database on a full disk, but the agent has to start there all the same. The
                         // ledger is believed about where the segment ends, and one of which it knows nothing is set aside.
-                        Err(SegmentError::Machine(error)) if is_full(&error) => {
+                        Err(SegmentError::Machine(error)) if is_full(&error) || self.record.next > first => {
                             never_before = never_before.max(first + segment::MAX_ROWS);
                             if self.record.next <= first {
                                 unreadable.push((entry.name, error.to_string()));

@@ -32,7 +32,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest head. Browsers and proxies send a tenth of it.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// Pause after the system refused a connection, for want of descriptors for instance: some will be free by then.
+/// Pause after the system refused a connection, for want of descriptors for instance, and between two looks for one that
+/// can make way: some will be free by then.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers until `stop`, and then what is under way.
@@ -114,9 +115,14 @@ impl Crowd {
         if let Ok(place) = places.clone().try_acquire_owned() {
             return Some(place);
         }
-        self.make_way();
-        // It is closed never; where all are at work, this waits for one of them.
-        places.clone().acquire_owned().await.ok()
+        // Where all are at work, one of them is soon waited for, and may then keep its connection for long.
+        loop {
+            self.make_way();
+            let free = places.clone().acquire_owned();
+            if let Ok(place) = tokio::time::timeout(ACCEPT_PAUSE, free).await {
+                return place.ok();
+            }
+        }
     }
 
     fn make_way(&self) {

@@ -40,14 +40,15 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::grpc::read_call;
 use self::keys::Keys;
-use self::listener::Listener;
+use self::listener::{Listener, Stream};
 use self::patient::Patient;
 use self::places::{Place, Places};
 pub use self::probe::Probe;
@@ -269,7 +270,7 @@ impl Server {
         };
         let answer_probes = async {
             while let Some(stream) = probes.recv().await {
-                connections.spawn(serve(stream, None, router.clone(), timeout, stop.clone()));
+                connections.spawn(serve(Either::Right(stream), None, router.clone(), timeout, stop.clone()));
             }
         };
         // None of them ends by itself: the server's own probe lives as long as it.
@@ -291,7 +292,7 @@ impl Server {
 
 /// One connection, until its end or, after `stop`, until its last answer.
 async fn serve(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    stream: Stream,
     place: Option<Arc<Place>>,
     router: Router,
     timeout: Duration,

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
@@ -18,8 +19,8 @@ pub(super) enum Listener {
     Unix { listener: UnixListener, path: PathBuf },
 }
 
-/// A connection, whichever way it came.
-pub(super) type Stream = Either<TcpStream, UnixStream>;
+/// A connection, whichever way it came: one type, so that what serves it is compiled once.
+pub(super) type Stream = Either<Either<TcpStream, UnixStream>, DuplexStream>;
 
 impl Listener {
     pub(super) async fn tcp(address: SocketAddr) -> io::Result<Self> {
@@ -53,9 +54,11 @@ impl Listener {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY is refused");
                 }
-                Ok(Either::Left(stream))
+                Ok(Either::Left(Either::Left(stream)))
             }
-            Self::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| Either::Right(stream)),
+            Self::Unix { listener, .. } => {
+                listener.accept().await.map(|(stream, _)| Either::Left(Either::Right(stream)))
+            }
         }
     }
 }

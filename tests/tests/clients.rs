@@ -1,17 +1,18 @@
-//! Clients that others wrote: tritonclient, and a validator of OpenAPI documents.
+//! Clients that others wrote: tritonclient, KServe's, and a validator of OpenAPI documents.
 
 use e2e::data::{self, MODEL};
 use e2e::process::{Agent, Failure};
 use e2e::python;
 
 #[test]
-fn tritonclient_works_unchanged() -> Result<(), Failure> {
+fn clients_of_triton_and_kserve_work_unchanged() -> Result<(), Failure> {
     let directory = e2e::fresh_directory("e2e/clients-triton")?;
     let agent = Agent::start_local(&directory, &data::sample(Some(2)), &[])?;
     let address = agent.http.trim_start_matches("http://");
     let windows = data::sample(None).join("test.csv").display().to_string();
     python::run("triton.py", &[address, MODEL, &windows])?;
-    python::run("triton_grpc.py", &[address, MODEL, &windows]).map(drop)
+    python::run("triton_grpc.py", &[address, MODEL, &windows])?;
+    python::run("kserve.py", &[address, MODEL, &windows]).map(drop)
 }
 
 #[test]

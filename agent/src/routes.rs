@@ -1,7 +1,7 @@
 //! Local MQTT routes: what is published on one topic is scored, and the answer published on another.
 //!
-//! A message is any JSON that [`crate::body::read`] takes; the answer is a [`crate::body::Prediction`]. What can't
-//! be scored is answered on `OUTPUT/error` as `{"error": …}`.
+//! A message is what the route's [`Format`](crate::body::Format) takes, and so is the answer. What can't be scored is
+//! answered on `OUTPUT/error` as `{"error": …}`.
 //!
 //! Invariants:
 //! - Messages of a route are scored and answered in the order in which they came, one at a time.
@@ -24,7 +24,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::body::{self, Prediction};
 use crate::config::Route;
 use crate::exposition::{Exposition, Kind};
 use crate::metrics::Source;
@@ -196,10 +195,11 @@ impl Line {
     async fn score(&self, service: &Service, message: &[u8]) -> Result<Vec<u8>, String> {
         let live = service.scorer.find(self.route.model.as_str(), None).map_err(|error| error.to_string())?;
         // Read here and not on a blocking thread: the session bounds a message to a quarter of a megabyte.
-        let body = body::read(message, &live.facts.signature).map_err(|error| error.to_string())?;
+        let body =
+            self.route.format.read(message, &live.facts.signature).map_err(|error| error.to_string())?;
         let answer = service.score_on(live, body.inputs, body.id, None).await;
         let answer = answer.map_err(|error| error.to_string())?;
-        let body = serde_json::to_vec(&Prediction(&answer)).map_err(|error| error.to_string())?;
+        let body = self.route.format.write(&answer)?;
         if body.len() > MAX_MESSAGE_BYTES {
             return Err(format!(
                 "the answer has {} bytes, a message may have {MAX_MESSAGE_BYTES}: score over HTTP",

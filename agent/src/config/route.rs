@@ -7,12 +7,13 @@ use super::Mistake;
 use super::layers::RouteSection;
 use super::reader::Reader;
 use super::value::{boolean, broker, encrypted, one_of, parsed};
+use crate::body::Format;
 
 /// The name of the sections.
 pub(super) const SECTION: &str = "route";
 
 /// The keys of a section.
-pub(super) const KEYS: [&str; 6] = ["broker", "input", "insecure_remote", "model", "output", "qos"];
+pub(super) const KEYS: [&str; 7] = ["broker", "format", "input", "insecure_remote", "model", "output", "qos"];
 
 /// Longest topic: AWS IoT Core refuses longer ones.
 const MAX_TOPIC_BYTES: usize = 256;
@@ -31,6 +32,8 @@ pub struct Route {
     /// MQTT's quality of service of both: 0 or 1. 0 is the default: with 1, a broker without TCP_NODELAY, as
     /// Mosquitto is by default, adds 44 ms to every answer.
     pub qos: u8,
+    /// The form of the messages and of the answers.
+    pub format: Format,
 }
 
 impl Route {
@@ -49,6 +52,7 @@ pub(super) fn read(section: &RouteSection, mistakes: &mut Vec<Mistake>) -> Optio
     let model = reader.value(&key("model"), parsed::<ModelName>);
     let output = reader.value(&key("output"), topic);
     let qos = reader.optional(&key("qos"), one_of(&[("0", 0), ("1", 1)]));
+    let format = reader.optional(&key("format"), one_of(&Format::NAMES));
     let insecure = reader.optional(&key("insecure_remote"), boolean);
     if let (Some(broker), Some(insecure)) = (&broker, insecure)
         && let Err(what) = encrypted(broker, insecure.unwrap_or(false), &key("insecure_remote"))
@@ -62,7 +66,14 @@ pub(super) fn read(section: &RouteSection, mistakes: &mut Vec<Mistake>) -> Optio
         reader.wrong(&key("output"), what);
     }
     mistakes.extend(reader.into_mistakes());
-    Some(Route { broker: broker?, input: input?, model: model?, output: output?, qos: qos?.unwrap_or(0) })
+    Some(Route {
+        broker: broker?,
+        input: input?,
+        model: model?,
+        output: output?,
+        qos: qos?.unwrap_or(0),
+        format: format?.unwrap_or_default(),
+    })
 }
 
 fn filter(text: &str) -> Result<String, String> {

@@ -1,6 +1,7 @@
 //! Inputs of the module: each message is scored by its route, answered on the route's output, and then acknowledged.
 //!
-//! A message is any JSON that [`crate::body::read`] takes. A route answers with a [`Prediction`]; the default route,
+//! A message is what its content type says, as [`Format`] reads it; without one it is JSON. A route answers in the same
+//! form; the default route,
 //! from `amlInput` to `amlOutput`, as Azure ML's `/score` does, with the property `AzureMLResponse=OK`. What can't be
 //! scored is answered on the output `errors`.
 //!
@@ -26,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::desired::Route;
 use super::outbox::{Item, MAX_MESSAGE_BYTES, Outbox, Then};
-use super::topic::{CORRELATION_ID, MESSAGE_ID, Properties, Topics};
-use crate::body::{self, Lone, Prediction};
+use super::topic::{CONTENT_TYPE, CORRELATION_ID, MESSAGE_ID, Properties, Topics};
+use crate::body::{Format, Lone};
 use crate::deploy::driver::Status;
 use crate::log::Seldom;
 use crate::scorer::{Live, NoChoice, ScoreRefused};
@@ -101,6 +102,12 @@ pub struct Counters {
     pub answered: AtomicU64,
     /// Errors given in place of an answer.
     pub failed: AtomicU64,
+}
+
+impl Arrival {
+    fn format(&self) -> Format {
+        Format::of_content_type(self.properties.get(CONTENT_TYPE))
+    }
 }
 
 /// Where a message goes.
@@ -188,7 +195,7 @@ impl Intake {
                 let find = || self.service.scorer.find(route.model.as_str(), None).map_err(NoChoice::from);
                 let answer = self.score(arrival, deadline, Some(&route.model), find).await?;
                 fits(2 * elements(&answer))?;
-                let body = serde_json::to_vec(&Prediction(&answer));
+                let body = arrival.format().write(&answer);
                 (route.output.as_str(), answer, body)
             }
             Way::Default => {
@@ -196,17 +203,20 @@ impl Intake {
                 let find = || self.service.scorer.choose(preferred);
                 let answer = self.score(arrival, deadline, preferred, find).await?;
                 fits(2 * elements(&answer))?;
-                let body = serde_json::to_vec(&Lone(&answer.scored.outputs));
+                let body =
+                    serde_json::to_vec(&Lone(&answer.scored.outputs)).map_err(|error| error.to_string());
                 (DEFAULT_OUTPUT, answer, body)
             }
         };
         let mut properties = carried_over(arrival, output);
         properties.set(MESSAGE_ID, answer.request_id.as_str());
-        if matches!(way, Way::Default) {
-            properties.set("AzureMLResponse", "OK");
+        match (way, arrival.format()) {
+            (Way::Default, _) => properties.set("AzureMLResponse", "OK"),
+            (_, Format::Json) => {}
+            (_, format) => properties.set_content(format.content_type(), None),
         }
         let topic = self.topics.event(&properties).map_err(|error| error.to_string())?;
-        let body = body.map_err(|error| error.to_string())?;
+        let body = body?;
         fits(topic.len() + body.len())?;
         Ok((topic, body))
     }
@@ -231,7 +241,8 @@ impl Intake {
                 }
             };
             // Read here and not on a blocking thread: edgeHub bounds a message to a quarter of a megabyte.
-            let body = body::read(&arrival.body, &live.facts.signature).map_err(|error| error.to_string())?;
+            let body = arrival.format().read(&arrival.body, &live.facts.signature);
+            let body = body.map_err(|error| error.to_string())?;
             let request = body.id.or_else(|| row_id(arrival.properties.message_id()));
             let correlation = row_id(arrival.properties.correlation_id());
             match self.service.score_on(live, body.inputs, request, correlation).await {
@@ -264,7 +275,7 @@ fn carried_over(arrival: &Arrival, output: &str) -> Properties {
     if let Some(id) = correlation {
         properties.set(CORRELATION_ID, id);
     }
-    properties.set_content("application/json", "utf-8");
+    properties.set_content(Format::Json.content_type(), Some("utf-8"));
     properties
 }
 

@@ -62,7 +62,7 @@ pub fn batch(topics: &Topics, stream: &str, rows: &[(u64, Vec<u8>)]) -> Result<O
     }
     let mut properties = Properties::of_output(OUTPUT);
     properties.set(MESSAGE_ID, format!("{stream}-{first}-{last}").as_str());
-    properties.set_content("application/json", "utf-8");
+    properties.set_content("application/json", Some("utf-8"));
     let body = Message { stream, rows: &together };
     let body = Bytes::from(serde_json::to_vec(&body).unwrap_or_default());
     Ok(Some(Batch { topic: topics.event(&properties)?, body, last }))

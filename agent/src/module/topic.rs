@@ -10,7 +10,7 @@ mod properties;
 use cloud_sync::topic::Qos;
 use percent_encoding::percent_decode_str;
 
-pub use properties::{CORRELATION_ID, MESSAGE_ID, Properties};
+pub use properties::{CONTENT_TYPE, CORRELATION_ID, MESSAGE_ID, Properties};
 
 /// Longest topic that MQTT has, in bytes.
 pub const MAX_TOPIC_BYTES: usize = 65_535;
@@ -230,7 +230,7 @@ mod tests {
         for (key, value) in [("model", "yolo v8 ä/€"), ("empty", ""), ("a&b=c", "50%+#?")] {
             properties.set(key, value);
         }
-        properties.set_content("application/json", "utf-8");
+        properties.set_content("application/json", Some("utf-8"));
         properties.set(MESSAGE_ID, "id 1/+&=");
         properties.set(CORRELATION_ID, "corr#1");
         assert_eq!(

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::body::Format;
 use crate::capture::Capture;
 use crate::deploy::prove::prove;
 use crate::scorer::Scorer;
@@ -21,6 +22,7 @@ fn route(input: &str, output: &str) -> Route {
         model: "power-demand".parse().unwrap(),
         output: output.to_owned(),
         qos: 0,
+        format: Format::Json,
     }
 }
 
@@ -97,15 +99,20 @@ impl Client {
         tokio::time::timeout(PATIENCE, self.events.recv()).await.unwrap().unwrap()
     }
 
-    async fn hears(&mut self) -> (String, Value) {
+    async fn hears_bytes(&mut self) -> (String, Bytes) {
         match self.event().await {
-            Event::Message(message) => (message.topic, serde_json::from_slice(&message.body).unwrap()),
+            Event::Message(message) => (message.topic, message.body),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn says(&self, topic: &str, body: &str) {
-        let body = Bytes::copy_from_slice(body.as_bytes());
+    async fn hears(&mut self) -> (String, Value) {
+        let (topic, body) = self.hears_bytes().await;
+        (topic, serde_json::from_slice(&body).unwrap())
+    }
+
+    async fn says(&self, topic: &str, body: impl AsRef<[u8]>) {
+        let body = Bytes::copy_from_slice(body.as_ref());
         let message = Outgoing { topic: topic.to_owned(), body, qos: Qos::AtMostOnce, retain: false };
         self.sender.publish(message).await.unwrap();
     }
@@ -138,10 +145,10 @@ async fn what_is_published_is_answered_in_order() {
     let readings: Vec<f32> = (0..24).map(|hour| (hour as f32 / 4.0).sin()).collect();
     for id in 0..10 {
         let message = json!({ "load": readings, "id": format!("m-{id}"), "unit": "kW" });
-        client.says("in/meter", &message.to_string()).await;
+        client.says("in/meter", message.to_string()).await;
     }
     client.says("in/meter", "{").await;
-    client.says("in/other", &json!([readings, readings]).to_string()).await;
+    client.says("in/other", json!([readings, readings]).to_string()).await;
     for id in 0..10 {
         let (topic, answer) = client.hears().await;
         assert_eq!((topic.as_str(), &answer["request_id"]), ("out", &json!(format!("m-{id}"))));
@@ -164,6 +171,52 @@ async fn what_is_published_is_answered_in_order() {
         let line = metrics.lines().find(|line| line.starts_with(&name)).unwrap();
         assert!(line.ends_with(&format!(" {count}")), "{line}");
     }
+    stop.cancel();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_route_answers_in_the_form_in_which_it_is_asked() {
+    let broker = broker().await;
+    let url: session::BrokerUrl = format!("mqtt://{broker}").parse().unwrap();
+    let named = Format::NAMES.map(|(name, format)| (format!("in/{name}"), format!("out/{name}"), format));
+    let route = |(input, output, format): &(String, String, Format)| Route {
+        broker: url.clone(),
+        format: *format,
+        qos: 1,
+        ..route(input, output)
+    };
+    let routes: Vec<_> = named.iter().map(route).collect();
+    let routes = Routes::open(&routes, &"device".parse().unwrap(), service()).unwrap();
+    let sender = routes.brokers[0].sender.clone();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(routes.run(stop.clone()));
+    let mut client = Client::connect(broker, "out/#").await;
+    while !sender.is_online() {
+        tokio::task::yield_now().await;
+    }
+
+    let rows: Vec<f32> = (0..48).map(|hour| (hour as f32 / 4.0).sin()).collect();
+    let body = json!({ "id": "two", "data": rows.chunks(24).collect::<Vec<_>>() });
+    client.says("in/json", body.to_string()).await;
+    let (_, asked) = client.hears().await;
+    client.says("in/cbor", serde_cbor::to_vec(&body).unwrap()).await;
+    let (topic, answer) = client.hears_bytes().await;
+    assert_eq!(topic, "out/cbor");
+    let answer: Value = serde_cbor::from_slice(&answer).unwrap();
+    assert_eq!((&answer["request_id"], &answer["labels"]), (&asked["request_id"], &asked["labels"]));
+    let raw: Vec<u8> = rows.iter().flat_map(|number| number.to_le_bytes()).collect();
+    client.says("in/raw", &raw).await;
+    let (topic, answer) = client.hears_bytes().await;
+    assert_eq!(topic, "out/raw");
+    // Two rows of two probabilities in 32 bits, and then of a label in 64.
+    let label = |row: usize| i64::from_le_bytes(answer[16 + row * 8..][..8].try_into().unwrap());
+    assert_eq!(json!([label(0), label(1)]), asked["outputs"]["label"]);
+    assert_eq!(answer.len(), 2 * 8 + 4 * 4);
+    client.says("in/raw", &raw[1..]).await;
+    let (topic, answer) = client.hears().await;
+    assert_eq!(topic, "out/raw/error");
+    assert!(answer["error"].as_str().unwrap().contains("load: FP32 [-1, 24]"), "{answer}");
     stop.cancel();
     tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
 }

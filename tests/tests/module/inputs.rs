@@ -59,6 +59,14 @@ fn every_bad_message_yields_one_error_and_the_flow_goes_on() -> Result<(), Failu
     module.edge.send_input("readings", &[("$.mid", &long)], good.as_bytes())?;
     let answer = module.edge.wait_for_output("predictions", bad.len() + 1)?.remove(bad.len());
     assert_eq!(answer.property("$.cid"), long);
+
+    // Whoever says that it is CBOR is answered in CBOR.
+    let cbor = serde_cbor::to_vec(&json!({"data": [windows[0].load]})).map_err(|error| error.to_string())?;
+    module.edge.send_input("readings", &[("$.ct", "application/cbor")], &cbor)?;
+    let answer = module.edge.wait_for_output("predictions", bad.len() + 2)?.remove(bad.len() + 1);
+    assert_eq!((answer.property("$.ct"), answer.property("$.ce")), ("application/cbor", ""));
+    let body: Value = serde_cbor::from_slice(&answer.body).map_err(|error| error.to_string())?;
+    assert_eq!(body["model"], MODEL);
     module.flush()?;
     for message in module.edge.wait_for_output("telemetry", 1)? {
         for row in message.json()?["rows"].as_array().into_iter().flatten() {
@@ -67,8 +75,8 @@ fn every_bad_message_yields_one_error_and_the_flow_goes_on() -> Result<(), Failu
         }
     }
     let count = |name: &str| module.client()?.metric(name);
-    assert_eq!(count("edgewise_module_inputs_total")?, 2 * bad.len() as u64 + 1);
-    assert_eq!(count("edgewise_module_answered_total")?, bad.len() as u64 + 1);
+    assert_eq!(count("edgewise_module_inputs_total")?, 2 * bad.len() as u64 + 2);
+    assert_eq!(count("edgewise_module_answered_total")?, bad.len() as u64 + 2);
     assert_eq!(count("edgewise_module_failed_total")?, bad.len() as u64);
     assert_eq!(module.edge.violations(), Vec::<String>::new());
     Ok(())

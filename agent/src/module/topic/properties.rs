@@ -13,8 +13,9 @@ pub const MESSAGE_ID: &str = "$.mid";
 /// What ties messages together.
 pub const CORRELATION_ID: &str = "$.cid";
 
+/// What the body is.
+pub const CONTENT_TYPE: &str = "$.ct";
 const OUTPUT: &str = "$.on";
-const CONTENT_TYPE: &str = "$.ct";
 const CONTENT_ENCODING: &str = "$.ce";
 
 /// What the keys of edgeHub's own properties begin with.
@@ -69,9 +70,12 @@ impl Properties {
     }
 
     /// Says what the body is. Routes can look into it only if it is `application/json` and `utf-8`.
-    pub fn set_content(&mut self, content_type: &str, encoding: &str) {
+    pub fn set_content(&mut self, content_type: &str, encoding: Option<&str>) {
         self.set(CONTENT_TYPE, content_type);
-        self.set(CONTENT_ENCODING, encoding);
+        match encoding {
+            Some(encoding) => self.set(CONTENT_ENCODING, encoding),
+            None => drop(self.0.remove(CONTENT_ENCODING)),
+        }
     }
 
     /// The value of a key; `None` also where it has none.

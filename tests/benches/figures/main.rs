@@ -8,25 +8,28 @@
     reason = "only JSON values are indexed, which give null for what is not there"
 )]
 
+mod caller;
+mod floor;
 mod footprint;
-mod http;
 mod measure;
 mod pull;
 mod sample;
 mod scorer;
+mod serving;
 mod site;
 mod spool;
+mod work;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use e2e::process::Failure;
+use e2e::process::{Failure, program};
 
 type Bench = fn(&Path) -> Result<(), Failure>;
 
 const BENCHES: [(&str, Bench); 5] = [
     ("scorer", scorer::measure),
-    ("http", http::measure),
+    ("serving", serving::measure),
     ("spool", spool::measure),
     ("pull", pull::measure),
     ("footprint", footprint::measure),
@@ -35,7 +38,10 @@ const BENCHES: [(&str, Bench); 5] = [
 fn main() -> ExitCode {
     // cargo itself passes `--bench`.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let done = if wanted == [http::PEER] { http::peer() } else { run(&wanted) };
+    let done = match wanted.split_first() {
+        Some((first, arguments)) if first == floor::FLOOR => floor::serve(arguments),
+        _ => run(&wanted),
+    };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
@@ -63,14 +69,23 @@ fn run(wanted: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Builds the programs as they ship: without the features that dev-dependencies turn on.
+/// Builds the programs as they ship, and puts them where those of the tests are looked for.
 fn build() -> Result<(), Failure> {
-    // Set by `cargo bench`; without it the programs were built by whoever started this.
-    let Ok(cargo) = std::env::var("CARGO") else { return Ok(()) };
-    let build = Command::new(cargo).args(["build", "--quiet", "--release", "--workspace", "--bins"]).status();
-    match build {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("the programs could not be built: {status}")),
-        Err(error) => Err(format!("running cargo build: {error}")),
+    // Set by `cargo bench`; without it the programs were put there by whoever started this.
+    if std::env::var_os("CARGO").is_none() {
+        return Ok(());
     }
+    let root = e2e::repository();
+    let status = Command::new(root.join("cross/build")).env_remove("CARGO_TARGET_DIR").status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => return Err(format!("the programs could not be built: {status}")),
+        Err(error) => return Err(format!("running cross/build: {error}")),
+    }
+    for name in ["edgewise-agent", "edgewise"] {
+        let built = root.join("target/cross").join(std::env::consts::ARCH).join(name);
+        let copied = std::fs::copy(&built, program(name));
+        copied.map_err(|error| format!("copying {}: {error}", built.display()))?;
+    }
+    Ok(())
 }

@@ -14,6 +14,8 @@ use e2e::process::Failure;
 pub(crate) enum Unit {
     /// Time of one operation.
     Microseconds,
+    /// Operations each second.
+    PerSecond,
     /// 10⁶ bytes each second.
     MegabytesPerSecond,
     /// 2²⁰ bytes.
@@ -99,6 +101,7 @@ impl Unit {
     fn show(self, value: f64) -> String {
         match self {
             Self::Microseconds => format!("{value:.1} µs"),
+            Self::PerSecond => format!("{value:.0}/s"),
             Self::MegabytesPerSecond => format!("{value:.1} MB/s"),
             Self::Mebibytes => format!("{value:.1} MiB"),
         }

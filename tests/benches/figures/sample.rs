@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use e2e::data;
 use e2e::process::Failure;
-use engine::{LoadError, LoadOptions, Provider, Tensor, Tensors};
+use engine::{LoadError, LoadOptions, Model, Provider, Tensor, Tensors};
+
+use crate::work::Work;
 
 /// The version of the sample that is measured.
 pub(crate) const VERSION: u64 = 2;
@@ -21,15 +23,6 @@ pub(crate) fn inputs() -> Result<Tensors, Failure> {
     Ok([("load".to_owned(), tensor)].into_iter().collect())
 }
 
-/// One window of the test split, as the body of a request.
-pub(crate) fn request() -> Result<String, Failure> {
-    let load = window()?;
-    let input = serde_json::json!({
-        "name": "load", "shape": [1, load.len()], "datatype": "FP32", "data": load,
-    });
-    Ok(serde_json::json!({ "inputs": [input] }).to_string())
-}
-
 /// Both engines on the CPU with one thread each: what one core gives.
 pub(crate) fn engines() -> [LoadOptions; 2] {
     let options = |provider| LoadOptions { provider, threads: 1, onnxruntime: library() };
@@ -43,13 +36,21 @@ pub(crate) fn load(options: &LoadOptions) -> Result<Result<engine::Loaded, LoadE
     Ok(engine::load(&onnx, options))
 }
 
+/// The bare engine with a model, as the floor has it.
+pub(crate) fn engine(work: &Work) -> Result<Box<dyn Model>, Failure> {
+    let options = LoadOptions { provider: Provider::Cpu, threads: work.threads, onnxruntime: library() };
+    let onnx =
+        std::fs::read(&work.onnx).map_err(|error| format!("reading {}: {error}", work.onnx.display()))?;
+    engine::load(&onnx, &options).map(|loaded| loaded.model).map_err(|error| error.to_string())
+}
+
 /// Where `cross/onnxruntime` puts the library; without it the engine looks where it always does.
-fn library() -> Option<PathBuf> {
+pub(crate) fn library() -> Option<PathBuf> {
     let folder = e2e::target_root().join("onnxruntime").join(std::env::consts::ARCH);
     Some(folder.join("libonnxruntime.so")).filter(|library| library.exists())
 }
 
-fn window() -> Result<Vec<f32>, Failure> {
+pub(crate) fn window() -> Result<Vec<f32>, Failure> {
     let window = data::test_split()?.into_iter().next();
     Ok(window.ok_or("the test split is empty")?.load)
 }

@@ -1,6 +1,6 @@
 //! What is scored and what scores it: JSON bodies, binary tensors, golden samples, ONNX files.
 
-use edgewise_agent::body::{self, Nested};
+use edgewise_agent::body::{self, Format, Nested};
 use engine::{DataType, Signature, Tensor, TensorSpec, Tensors, binary as encoding, golden as samples, json};
 
 pub(super) fn golden(data: &[u8]) {
@@ -17,10 +17,11 @@ pub(super) fn golden_seeds() -> Vec<Vec<u8>> {
     vec![format!(r#"{{"samples":[{{"inputs":[{tensor}],"outputs":[{label},{tensor}]}}]}}"#).into()]
 }
 
-/// The first byte says which model the body is for.
+/// The first byte says which model the body is for, and by its two highest bits in which form it is.
 pub(super) fn score(data: &[u8]) {
-    let Some((model, body)) = data.split_first() else { return };
-    let Ok(read) = body::read(body, &signature(*model)) else { return };
+    let Some((first, body)) = data.split_first() else { return };
+    let format = Format::NAMES.iter().cycle().nth(usize::from(first >> 6)).map(|(_, format)| *format);
+    let Ok(read) = format.unwrap_or_default().read(body, &signature(first & 63)) else { return };
     assert!(read.id.is_none_or(|id| id.len() <= 100));
     sound(&read.inputs);
 }
@@ -38,7 +39,10 @@ pub(super) fn score_seeds() -> Vec<Vec<u8>> {
         r#"{"a":7,"unit":"kW","b":["low","high"]}"#,
     ];
     let seed = |model: u8, body: &str| [&[model], body.as_bytes()].concat();
-    one.into_iter().map(|body| seed(0, body)).chain(two.into_iter().map(|body| seed(1, body))).collect()
+    let text = one.into_iter().map(|body| seed(0, body)).chain(two.into_iter().map(|body| seed(1, body)));
+    let cbor = b"\x40\xa1\x64data\x82\x82\x01\xf9\x3c\x00\x82\x03\x04".to_vec();
+    let raw = [&[0x80], [1f32.to_le_bytes(); 4].concat().as_slice()].concat();
+    text.chain([cbor, raw]).collect()
 }
 
 /// The first byte says which model it is for, two more how long the JSON is; bytes follow it.

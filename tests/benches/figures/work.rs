@@ -1,0 +1,104 @@
+//! What every server is asked to score: two models, and for each the same request in every form.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use e2e::data::MODEL;
+use e2e::process::Failure;
+use prost::Message;
+use serde_json::json;
+
+use crate::floor::{InferRequest, InputTensor};
+use crate::sample;
+
+/// A model and one request for it.
+pub(crate) struct Work {
+    /// The model's name, and where its file is.
+    pub(crate) name: &'static str,
+    pub(crate) onnx: PathBuf,
+    /// Threads of one score: as the agent chooses them for it.
+    pub(crate) threads: usize,
+    input: &'static str,
+    shape: Vec<usize>,
+    numbers: Vec<f32>,
+}
+
+impl Work {
+    /// The sample: a perceptron of a few microseconds.
+    pub(crate) fn tiny() -> Result<Self, Failure> {
+        let numbers = sample::window()?;
+        let (onnx, shape) = (sample::bundle().join("model.onnx"), vec![1, numbers.len()]);
+        Ok(Self { name: MODEL, onnx, threads: 1, input: "load", shape, numbers })
+    }
+
+    /// Squeezenet, as the ONNX project tests with it, under a name that a model may have in `directory`. Its weights are
+    /// made up, its arithmetic is not.
+    pub(crate) fn squeezenet(directory: &Path) -> Result<Self, Failure> {
+        let light = e2e::target_root().join("test-models/onnx/light/light_squeezenet.onnx");
+        let onnx = directory.join("squeezenet.onnx");
+        std::fs::copy(&light, &onnx)
+            .map_err(|error| format!("copying {}: {error}; run tests/fetch-models", light.display()))?;
+        let shape = vec![1, 3, 224, 224];
+        // Numbers with as many digits as those of pictures have that were scaled and shifted.
+        let numbers =
+            (0..shape.iter().product()).map(|at: usize| ((at * 7919 % 10_007) as f32).sqrt() / 37.0 - 1.3);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self { name: "squeezenet", onnx, threads, input: "data_0", numbers: numbers.collect(), shape })
+    }
+
+    /// A request in JSON.
+    pub(crate) fn json(&self) -> Vec<u8> {
+        let input =
+            json!({ "name": self.input, "shape": self.shape, "datatype": "FP32", "data": self.numbers });
+        self.over_http(
+            "content-type: application/json",
+            json!({ "inputs": [input] }).to_string().into_bytes(),
+        )
+    }
+
+    /// A request with its tensor, and the answer's, as bytes after the JSON.
+    pub(crate) fn binary(&self) -> Vec<u8> {
+        let tensor = self.bytes();
+        let input = json!({
+            "name": self.input, "shape": self.shape, "datatype": "FP32",
+            "parameters": { "binary_data_size": tensor.len() },
+        });
+        let head = json!({ "inputs": [input], "parameters": { "binary_data_output": true } }).to_string();
+        let header = format!(
+            "content-type: application/octet-stream\r\ninference-header-content-length: {}",
+            head.len()
+        );
+        self.over_http(&header, [head.as_bytes(), &tensor].concat())
+    }
+
+    /// The message of a call over gRPC, with the tensor as bytes.
+    pub(crate) fn grpc(&self) -> Bytes {
+        let shape = self.shape.iter().map(|length| *length as i64).collect();
+        let input = InputTensor { name: self.input.to_owned(), datatype: "FP32".to_owned(), shape };
+        let message = InferRequest {
+            model_name: self.name.to_owned(),
+            inputs: vec![input],
+            raw_input_contents: vec![self.bytes().into()],
+        };
+        message.encode_to_vec().into()
+    }
+
+    /// The tensor that is asked, for who asks the engine itself.
+    pub(crate) fn tensors(&self) -> Result<engine::Tensors, Failure> {
+        let tensor = engine::Tensor::from_vec(self.shape.clone(), self.numbers.clone());
+        Ok([(self.input, tensor.map_err(|error| error.to_string())?)].into_iter().collect())
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    fn over_http(&self, header: &str, body: Vec<u8>) -> Vec<u8> {
+        let head = format!(
+            "POST /v2/models/{}/infer HTTP/1.1\r\nhost: localhost\r\n{header}\r\ncontent-length: {}\r\n\r\n",
+            self.name,
+            body.len()
+        );
+        [head.into_bytes(), body].concat()
+    }
+}

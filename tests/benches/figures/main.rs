@@ -12,6 +12,7 @@ mod caller;
 mod floor;
 mod footprint;
 mod measure;
+mod mqtt;
 mod pull;
 mod sample;
 mod scorer;
@@ -27,9 +28,10 @@ use e2e::process::{Failure, program};
 
 type Bench = fn(&Path) -> Result<(), Failure>;
 
-const BENCHES: [(&str, Bench); 5] = [
+const BENCHES: [(&str, Bench); 6] = [
     ("scorer", scorer::measure),
     ("serving", serving::measure),
+    ("mqtt", mqtt::measure),
     ("spool", spool::measure),
     ("pull", pull::measure),
     ("footprint", footprint::measure),
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let done = match wanted.split_first() {
         Some((first, arguments)) if first == floor::FLOOR => floor::serve(arguments),
+        Some((first, arguments)) if first == mqtt::ECHO => mqtt::echo(arguments),
         _ => run(&wanted),
     };
     match done {

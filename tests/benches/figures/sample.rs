@@ -1,6 +1,6 @@
 //! The sample model that is measured, and the engines that run it here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use e2e::data;
 use e2e::process::Failure;
@@ -38,7 +38,14 @@ pub(crate) fn load(options: &LoadOptions) -> Result<Result<engine::Loaded, LoadE
 
 /// The bare engine with a model, as the floor has it.
 pub(crate) fn engine(work: &Work) -> Result<Box<dyn Model>, Failure> {
-    let options = LoadOptions { provider: Provider::Cpu, threads: work.threads, onnxruntime: library() };
+    let library = library().ok_or("there is no ONNX Runtime here; run cross/onnxruntime")?;
+    engine_from(work, &library)
+}
+
+/// As [`engine`], with this library.
+pub(crate) fn engine_from(work: &Work, library: &Path) -> Result<Box<dyn Model>, Failure> {
+    let (provider, onnxruntime) = (Provider::Cpu, Some(library.to_owned()));
+    let options = LoadOptions { provider, threads: work.threads, onnxruntime };
     let onnx =
         std::fs::read(&work.onnx).map_err(|error| format!("reading {}: {error}", work.onnx.display()))?;
     engine::load(&onnx, &options).map(|loaded| loaded.model).map_err(|error| error.to_string())

@@ -20,13 +20,13 @@ use std::path::PathBuf;
 use cloud_sync::session::TlsError;
 use tokio::sync::watch;
 
-use crate::board::Board;
+use crate::board::{Board, Root};
 use crate::capture::Capture;
 use crate::config::Config;
 use crate::deploy::state::StateError;
 use crate::http::{self, Readiness};
 use crate::log::LogLevel;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::module::identity::Identity;
 use crate::routes::{self, Routes};
 use crate::scorer::Scorer;
@@ -154,6 +154,7 @@ impl App {
         };
         let routes = Routes::open(&config.routes, &config.device, service.clone())?;
         metrics.add(routes.source());
+        metrics.add(metrics::machine::source(Root::new("/")));
         let (readiness, ready) = watch::channel(Readiness::starting());
         let http = http::Server::bind(&config.http, service.clone(), ready, metrics.into_source()).await?;
         Ok(Self { http, routes, service, managed, readiness })

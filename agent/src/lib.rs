@@ -34,6 +34,7 @@ pub mod error;
 pub mod exposition;
 pub mod fetch;
 pub mod health;
+pub mod histogram;
 pub mod http;
 pub mod link;
 pub mod log;

@@ -196,10 +196,12 @@ impl Line {
     async fn score(&self, service: &Service, message: &[u8]) -> Result<Vec<u8>, String> {
         let live = service.scorer.find(self.route.model.as_str(), None).map_err(|error| error.to_string())?;
         // Read here and not on a blocking thread: the session bounds a message to a quarter of a megabyte.
-        let body = body::read(message, &live.facts.signature).map_err(|error| error.to_string())?;
+        let body = live.counters.reading(|| body::read(message, &live.facts.signature));
+        let body = body.map_err(|error| error.to_string())?;
         let answer = service.score_on(live, body.inputs, body.id, None).await;
         let answer = answer.map_err(|error| error.to_string())?;
-        let body = serde_json::to_vec(&Prediction(&answer)).map_err(|error| error.to_string())?;
+        let body = answer.live.counters.writing(|| serde_json::to_vec(&Prediction(&answer)));
+        let body = body.map_err(|error| error.to_string())?;
         if body.len() > MAX_MESSAGE_BYTES {
             return Err(format!(
                 "the answer has {} bytes, a message may have {MAX_MESSAGE_BYTES}: score over HTTP",

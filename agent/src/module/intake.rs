@@ -188,7 +188,7 @@ impl Intake {
                 let find = || self.service.scorer.find(route.model.as_str(), None).map_err(NoChoice::from);
                 let answer = self.score(arrival, deadline, Some(&route.model), find).await?;
                 fits(2 * elements(&answer))?;
-                let body = serde_json::to_vec(&Prediction(&answer));
+                let body = answer.live.counters.writing(|| serde_json::to_vec(&Prediction(&answer)));
                 (route.output.as_str(), answer, body)
             }
             Way::Default => {
@@ -196,7 +196,7 @@ impl Intake {
                 let find = || self.service.scorer.choose(preferred);
                 let answer = self.score(arrival, deadline, preferred, find).await?;
                 fits(2 * elements(&answer))?;
-                let body = serde_json::to_vec(&Lone(&answer.scored.outputs));
+                let body = answer.live.counters.writing(|| serde_json::to_vec(&Lone(&answer.scored.outputs)));
                 (DEFAULT_OUTPUT, answer, body)
             }
         };
@@ -231,7 +231,8 @@ impl Intake {
                 }
             };
             // Read here and not on a blocking thread: edgeHub bounds a message to a quarter of a megabyte.
-            let body = body::read(&arrival.body, &live.facts.signature).map_err(|error| error.to_string())?;
+            let body = live.counters.reading(|| body::read(&arrival.body, &live.facts.signature));
+            let body = body.map_err(|error| error.to_string())?;
             let request = body.id.or_else(|| row_id(arrival.properties.message_id()));
             let correlation = row_id(arrival.properties.correlation_id());
             match self.service.score_on(live, body.inputs, request, correlation).await {

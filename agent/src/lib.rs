@@ -46,5 +46,6 @@ pub mod scorer;
 pub mod service;
 pub mod settings;
 pub mod spool;
+pub mod trace;
 pub mod upload;
 pub mod vault;

@@ -1,7 +1,8 @@
 //! Local MQTT routes: what is published on one topic is scored, and the answer published on another.
 //!
 //! A message is any JSON that [`crate::body::read`] takes; the answer is a [`crate::body::Prediction`]. What can't
-//! be scored is answered on `OUTPUT/error` as `{"error": …}`.
+//! be scored is answered on `OUTPUT/error` as `{"error": …}`. The trace that a message belongs to stands in its body's field
+//! `traceparent`.
 //!
 //! Invariants:
 //! - Messages of a route are scored and answered in the order in which they came, one at a time.
@@ -29,6 +30,7 @@ use crate::config::Route;
 use crate::exposition::{Exposition, Kind};
 use crate::metrics::Source;
 use crate::service::Service;
+use crate::trace;
 
 /// Messages of a route that may wait: a second of a fast sensor, and at most 16 MiB.
 const QUEUE: usize = 64;
@@ -198,7 +200,8 @@ impl Line {
         // Read here and not on a blocking thread: the session bounds a message to a quarter of a megabyte.
         let body = live.counters.reading(|| body::read(message, &live.facts.signature));
         let body = body.map_err(|error| error.to_string())?;
-        let answer = service.score_on(live, body.inputs, body.id, None).await;
+        let span = service.tracer.message(&self.route.input, body.traceparent.as_deref());
+        let answer = trace::attempt(span, service.score_on(live, body.inputs, body.id, None)).await;
         let answer = answer.map_err(|error| error.to_string())?;
         let body = answer.live.counters.writing(|| serde_json::to_vec(&Prediction(&answer)));
         let body = body.map_err(|error| error.to_string())?;

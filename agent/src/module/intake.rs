@@ -32,6 +32,7 @@ use crate::deploy::driver::Status;
 use crate::log::Seldom;
 use crate::scorer::{Live, NoChoice, ScoreRefused};
 use crate::service::{Answer, Service};
+use crate::trace;
 
 /// Messages that may wait. edgeHub sends one at a time, so more than one wait only after a reconnect.
 pub const WAITING: usize = 64;
@@ -235,7 +236,10 @@ impl Intake {
             let body = body.map_err(|error| error.to_string())?;
             let request = body.id.or_else(|| row_id(arrival.properties.message_id()));
             let correlation = row_id(arrival.properties.correlation_id());
-            match self.service.score_on(live, body.inputs, request, correlation).await {
+            let parent = arrival.properties.get("traceparent").or(body.traceparent.as_deref());
+            let span = self.service.tracer.message(&arrival.input, parent);
+            let scored = self.service.score_on(live, body.inputs, request, correlation);
+            match trace::attempt(span, scored).await {
                 Ok(answer) => return Ok(answer),
                 Err(ScoreRefused::Busy(..) | ScoreRefused::Stopping(_)) if Instant::now() < deadline => {
                     tokio::time::sleep(BUSY).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cloud_sync::session::{self, Event, Options, Outgoing};
+use cloud_sync::session::{self, BrokerUrl, Event, Options, Outgoing};
 use cloud_sync::topic::Qos;
 use e2e::client::Client;
 use e2e::data::{self, MODEL};
@@ -105,7 +105,7 @@ fn span(collector: &mut e2e::process::Process) -> Result<Value, Failure> {
 /// Publishes on `in`, and waits for what comes on `out`.
 fn over_mqtt(broker: &str, body: &str) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
-    let broker = broker.parse().map_err(|error| format!("{error}"))?;
+    let broker: BrokerUrl = broker.parse().map_err(|error| format!("{broker}: {error}"))?;
     let options = Options {
         subscriptions: vec![("out".to_owned(), Qos::AtMostOnce)],
         ..Options::new(broker, "sensor")
@@ -118,7 +118,7 @@ fn over_mqtt(broker: &str, body: &str) -> Result<(), Failure> {
         loop {
             match events.recv().await {
                 Some(Event::Connected) => {
-                    sender.publish(asked.clone()).await.map_err(|error| error.to_string())?
+                    sender.publish(asked.clone()).await.map_err(|error| error.to_string())?;
                 }
                 Some(Event::Message(_)) => return Ok(()),
                 Some(Event::Disconnected(_)) => {}

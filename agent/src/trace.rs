@@ -24,8 +24,8 @@ pub use self::export::Exporter;
 pub use self::parent::{MAX_TRACEPARENT, Parent};
 use crate::config::Trace;
 
-/// Requests whose spans may wait for the exporter, as many spans as OpenTelemetry's own batch processor holds: half a minute of a
-/// busy sensor, and at most 2 MiB.
+/// Requests whose spans may wait for the exporter: as many as OpenTelemetry's own batch processor holds spans. Each takes less than
+/// 1 KiB, unless its caller's paths and states are long.
 const QUEUE: usize = 2048;
 
 /// The bits of a trace's id that are random, as W3C Trace Context has it.

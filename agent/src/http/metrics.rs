@@ -53,8 +53,11 @@ fn write(api: &Api) -> String {
     exposition.into_text()
 }
 
+type Count = fn(&Statistics) -> u64;
+type Spread = fn(&Counters) -> &Histogram;
+
 /// What [`Statistics`] count, by Triton's names.
-const COUNTERS: [(&str, &str, fn(&Statistics) -> u64); 8] = [
+const COUNTERS: [(&str, &str, Count); 8] = [
     ("nv_inference_request_success", "Requests that were scored.", |s| s.answered),
     ("nv_inference_count", "Rows that were scored.", |s| s.rows),
     ("nv_inference_exec_count", "Runs of the model.", |s| s.runs),
@@ -72,7 +75,7 @@ const COUNTERS: [(&str, &str, fn(&Statistics) -> u64); 8] = [
 ];
 
 /// How times spread, in seconds.
-const HISTOGRAMS: [(&str, &str, fn(&Counters) -> &Histogram); 3] = [
+const HISTOGRAMS: [(&str, &str, Spread); 3] = [
     ("edgewise_request_seconds", "Time from the inputs of a request to its outputs.", |c| &c.request),
     ("edgewise_queue_seconds", "Time of a request in the queue.", |c| &c.queue),
     ("edgewise_compute_seconds", "Time of a request in the engine.", |c| &c.compute),

@@ -20,18 +20,19 @@ use std::path::PathBuf;
 use cloud_sync::session::TlsError;
 use tokio::sync::watch;
 
-use crate::board::Board;
+use crate::board::{Board, Root};
 use crate::capture::Capture;
 use crate::config::Config;
 use crate::deploy::state::StateError;
 use crate::http::{self, Readiness};
 use crate::log::LogLevel;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::module::identity::Identity;
 use crate::routes::{self, Routes};
 use crate::scorer::Scorer;
 use crate::service::Service;
 use crate::spool::SpoolError;
+use crate::trace::{self, Exporter};
 use crate::vault::VaultError;
 use drain::Running;
 use managed::Managed;
@@ -93,6 +94,9 @@ pub enum Error {
     /// A route can't be opened.
     #[error("routes: {0}")]
     Route(#[from] routes::RouteError),
+    /// The collector of traces can't be spoken to.
+    #[error("traces: {0}")]
+    Trace(String),
     /// The system has no threads or signals left.
     #[error("starting: {0}")]
     Start(#[from] std::io::Error),
@@ -106,6 +110,7 @@ pub struct App {
     http: http::Server,
     routes: Routes,
     service: Service,
+    spans: Option<Exporter>,
     managed: Option<Managed>,
     readiness: watch::Sender<Readiness>,
 }
@@ -145,18 +150,24 @@ impl App {
             local::serve(bundle, &config, &scorer)?;
         }
         let mut metrics = Metrics::default();
+        let (tracer, spans) = trace::open(&config.trace, config.device.as_str()).map_err(Error::Trace)?;
+        if let Some(spans) = &spans {
+            metrics.add(spans.source());
+        }
         let (service, managed) = if config.cloud.broker.is_some() || identity.is_some() {
             let (service, managed) =
-                Managed::build(&config, board, identity, scorer, log_level, &mut metrics)?;
+                Managed::build(&config, board, identity, scorer, tracer, log_level, &mut metrics)?;
             (service, Some(managed))
         } else {
-            (Service { scorer, capture: Capture::nowhere(), timeout: config.engine.timeout }, None)
+            let (capture, timeout) = (Capture::nowhere(), config.engine.timeout);
+            (Service { scorer, capture, timeout, tracer }, None)
         };
         let routes = Routes::open(&config.routes, &config.device, service.clone())?;
         metrics.add(routes.source());
+        metrics.add(metrics::machine::source(Root::new("/")));
         let (readiness, ready) = watch::channel(Readiness::starting());
         let http = http::Server::bind(&config.http, service.clone(), ready, metrics.into_source()).await?;
-        Ok(Self { http, routes, service, managed, readiness })
+        Ok(Self { http, routes, service, spans, managed, readiness })
     }
 
     /// Starts everything, waits for the order to stop or for a part that ends unasked, and drains.
@@ -173,6 +184,9 @@ impl App {
         let intake = &mut running.intake;
         intake.tasks.spawn("http", self.http.run(intake.stop.clone()));
         intake.tasks.spawn("routes", self.routes.run(intake.stop.clone()));
+        if let Some(spans) = self.spans {
+            running.work.tasks.spawn_endless("traces", spans.run(running.work.stop.clone()));
+        }
         let mut spool = None;
         match self.managed {
             Some(managed) => {

@@ -17,6 +17,7 @@ mod memory;
 mod processor;
 mod report;
 mod throttling;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +35,7 @@ pub use memory::{Memory, stalled};
 pub use processor::Cores;
 pub use report::engines;
 pub use throttling::{Cause, Throttling};
+pub use usage::{Ticks, resident};
 
 /// How long the system may take to describe itself: a sensor behind a slow bus takes tenths of a second.
 const PATIENCE: Duration = Duration::from_secs(3);

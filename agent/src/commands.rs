@@ -20,6 +20,7 @@ use crate::health::Reporter;
 use crate::log::LogLevel;
 use crate::scorer::ScoreRefused;
 use crate::service::{Request, Service};
+use crate::trace;
 
 /// Longest time that a command may take, whatever its deadline says: the cloud waits no longer.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -126,7 +127,8 @@ impl Commands {
             request_id: body.id,
             correlation_id: None,
         };
-        let answer = self.service.score(request).await.map_err(refused)?;
+        let span = self.service.tracer.message("commands/score", body.traceparent.as_deref());
+        let answer = trace::attempt(span, self.service.score(request)).await.map_err(refused)?;
         let prediction = serde_json::to_value(body::Prediction(&answer));
         prediction.map(|value| (200, value)).map_err(|error| wrong(500, error.to_string()))
     }

@@ -13,6 +13,7 @@ mod layers;
 mod mistake;
 mod reader;
 mod route;
+mod trace;
 pub(crate) mod value;
 
 use std::ffi::OsString;
@@ -28,6 +29,7 @@ pub use cloud::Cloud;
 pub(crate) use mistake::nearest;
 pub use mistake::{ConfigError, Mistake, Place};
 pub use route::Route;
+pub use trace::Trace;
 pub(crate) use value::in_units;
 
 use crate::board::Board;
@@ -114,6 +116,8 @@ pub struct Config {
     pub vault_max_bytes: u64,
     /// Longest time that a captured row waits for others on a good link.
     pub upload_interval: Duration,
+    /// Where traces go.
+    pub trace: Trace,
     /// What is logged, and how.
     pub log: Log,
     /// How it signs in with edgeHub, as a module of Azure IoT Edge.
@@ -279,6 +283,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let port = reader.value("module.port", value::number(1..=u16::MAX));
     let token_lifetime =
         reader.value("module.token_lifetime", value::duration(SECOND * 10..=SECOND * 86_400));
+    let trace = trace::read(reader);
     let level = reader.value("log.level", |text| crate::log::check(text).map(|()| text.to_owned()));
     let formats = [("text", Format::Text), ("json", Format::Json), ("iotedge", Format::IotEdge)];
     let format = reader.value("log.format", value::one_of(&formats));
@@ -295,6 +300,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         upload_interval: upload_interval?,
         log: Log { level: level?, format: format? },
         module: Module { port: port?, token_lifetime: token_lifetime? },
+        trace: trace?,
         routes: Vec::new(),
         local: local?.unwrap_or_default(),
     })

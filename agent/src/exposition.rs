@@ -2,6 +2,8 @@
 
 use std::fmt::{Display, Write};
 
+use crate::histogram::Histogram;
+
 /// Metrics in the text format, a family at a time.
 #[derive(Debug, Default)]
 pub struct Exposition(String);
@@ -13,6 +15,8 @@ pub enum Kind {
     Counter,
     /// It goes up and down.
     Gauge,
+    /// How times spread, in seconds.
+    Histogram,
 }
 
 /// The samples of one metric.
@@ -28,6 +32,7 @@ impl Exposition {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
         let help = help.replace('\\', r"\\").replace('\n', r"\n");
         let text = &mut self.0;
@@ -44,7 +49,22 @@ impl Exposition {
 impl Family<'_> {
     /// Adds a sample. Label values may be any text.
     pub fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) -> &mut Self {
-        self.text.push_str(self.name);
+        self.write("", labels, value)
+    }
+
+    /// Adds what a histogram has counted.
+    pub fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
+        let mut count = 0;
+        for (bound, at_most) in histogram.cumulative() {
+            let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
+            self.write("_bucket", &[labels, &[("le", &bound)]].concat(), at_most);
+            count = at_most;
+        }
+        self.write("_sum", labels, histogram.sum().as_secs_f64()).write("_count", labels, count);
+    }
+
+    fn write(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) -> &mut Self {
+        append(self.text, format_args!("{}{suffix}", self.name));
         for (position, (label, value)) in labels.iter().enumerate() {
             let value = value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
             let before = if position == 0 { '{' } else { ',' };

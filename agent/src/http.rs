@@ -3,7 +3,7 @@
 //! - `router` what is answered where; `inference` the Open Inference Protocol; `azure` `/score` as Azure ML serves it, with its `swagger`;
 //! - `metrics` what is counted; `intake` the bodies; `failure` the errors; `probe` whether it still answers;
 //! - `keys` who may call; `listener` where it is reached; `places` who may be connected; `patient` who is given up;
-//! - `grpc` the same over gRPC, `repository` what is served and how it fares.
+//! - `grpc` the same over gRPC, `repository` what is served and how it fares, `spans` what is told of each request.
 //!
 //! Invariants:
 //! - Memory is bounded whoever calls: connections, headers, each body and all bodies together, those of answers too, have
@@ -26,6 +26,7 @@ mod places;
 mod probe;
 mod repository;
 mod router;
+mod spans;
 mod swagger;
 
 use std::net::SocketAddr;

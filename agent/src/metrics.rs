@@ -1,4 +1,6 @@
-//! The agent's own metrics: link, spool and deployments, in Prometheus text.
+//! The agent's own metrics: link, spool and deployments, in Prometheus text; [`machine`] is what it runs on.
+
+pub mod machine;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +13,7 @@ use crate::deploy::driver::Status;
 use crate::exposition::{Exposition, Kind};
 use crate::link::Link;
 
-/// What writes metrics when they are asked for. Must not wait.
+/// What writes metrics when they are asked for, on a blocking thread. Must not wait for anybody.
 pub type Source = Arc<dyn Fn(&mut Exposition) + Send + Sync>;
 
 /// Where the metrics come from.

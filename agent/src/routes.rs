@@ -1,7 +1,8 @@
 //! Local MQTT routes: what is published on one topic is scored, and the answer published on another.
 //!
 //! A message is what the route's [`Format`](crate::body::Format) takes, and so is the answer. What can't be scored is
-//! answered on `OUTPUT/error` as `{"error": …}`.
+//! answered on `OUTPUT/error` as `{"error": …}`. The trace that a message belongs to stands in its body's field
+//! `traceparent`.
 //!
 //! Invariants:
 //! - Messages of a route are scored and answered in the order in which they came, one at a time.
@@ -28,6 +29,7 @@ use crate::config::Route;
 use crate::exposition::{Exposition, Kind};
 use crate::metrics::Source;
 use crate::service::Service;
+use crate::trace;
 
 /// Messages of a route that may wait: a second of a fast sensor, and at most 16 MiB.
 const QUEUE: usize = 64;
@@ -195,11 +197,12 @@ impl Line {
     async fn score(&self, service: &Service, message: &[u8]) -> Result<Vec<u8>, String> {
         let live = service.scorer.find(self.route.model.as_str(), None).map_err(|error| error.to_string())?;
         // Read here and not on a blocking thread: the session bounds a message to a quarter of a megabyte.
-        let body =
-            self.route.format.read(message, &live.facts.signature).map_err(|error| error.to_string())?;
-        let answer = service.score_on(live, body.inputs, body.id, None).await;
+        let body = live.counters.reading(|| self.route.format.read(message, &live.facts.signature));
+        let body = body.map_err(|error| error.to_string())?;
+        let span = service.tracer.message(&self.route.input, body.traceparent.as_deref());
+        let answer = trace::attempt(span, service.score_on(live, body.inputs, body.id, None)).await;
         let answer = answer.map_err(|error| error.to_string())?;
-        let body = self.route.format.write(&answer)?;
+        let body = answer.live.counters.writing(|| self.route.format.write(&answer))?;
         if body.len() > MAX_MESSAGE_BYTES {
             return Err(format!(
                 "the answer has {} bytes, a message may have {MAX_MESSAGE_BYTES}: score over HTTP",

@@ -237,6 +237,7 @@ impl Live {
         }
         let inputs = Arc::new(inputs);
         let _pending = self.counters.pending();
+        let begun = Instant::now();
         let result = match self.score_here(&inputs) {
             Some(result) => result,
             None => self.score_apart(inputs, timeout).await,
@@ -244,7 +245,7 @@ impl Live {
         if let Ok(scored) = &result {
             self.pace.learn(&scored.inputs, scored.computed);
         }
-        self.counters.count(&self.facts.signature, &result);
+        self.counters.count(&self.facts.signature, &result, begun.elapsed());
         result
     }
 

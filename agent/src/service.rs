@@ -10,6 +10,7 @@ use engine::Tensors;
 
 use crate::capture::Capture;
 use crate::scorer::{Live, ScoreRefused, Scored, Scorer};
+use crate::trace::{self, Tracer, Value};
 
 /// A request, whichever way it came.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub struct Service {
     pub capture: Capture,
     /// Longest time from request to answer.
     pub timeout: Duration,
+    /// Begins the spans of whatever way in.
+    pub tracer: Tracer,
 }
 
 impl Service {
@@ -62,10 +65,22 @@ impl Service {
         request_id: Option<String>,
         correlation_id: Option<String>,
     ) -> Result<Answer, ScoreRefused> {
+        let asked = trace::elapsed();
         let scored = live.score(inputs, self.timeout).await?;
         let request_id = request_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let correlation_id = correlation_id.unwrap_or_else(|| request_id.clone());
+        let offered = trace::elapsed();
         self.capture.offer(&live, &scored, &request_id, &correlation_id);
+        let captured = trace::elapsed();
+        trace::current(|span| {
+            let begun = asked + scored.queued;
+            span.part("queue", asked..begun);
+            span.part("compute", begun..begun + scored.computed);
+            span.part("capture", offered..captured);
+            span.set("edgewise.model.name", Value::Text(live.facts.name.to_string()));
+            span.set("edgewise.model.version", Value::Number(live.facts.version));
+            span.set("edgewise.request.id", Value::Text(request_id.clone()));
+        });
         Ok(Answer { live, scored, request_id })
     }
 }

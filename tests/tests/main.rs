@@ -32,6 +32,7 @@ mod local;
 mod manifest;
 mod module;
 mod nats;
+mod observed;
 mod registry_rules;
 mod replicas;
 mod resume;

@@ -109,7 +109,12 @@ mod tests {
         let proven = prove(&bundle, &"power-demand".parse().unwrap(), 2, &settings, None).unwrap();
         let scorer = Scorer::default();
         scorer.swap(proven).unwrap();
-        Service { scorer, capture: Capture::nowhere(), timeout: Duration::from_secs(5) }
+        Service {
+            scorer,
+            capture: Capture::nowhere(),
+            timeout: Duration::from_secs(5),
+            tracer: Default::default(),
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -32,6 +32,7 @@ use crate::pressure::{self, Gauge, Pressure};
 use crate::scorer::Scorer;
 use crate::service::Service;
 use crate::spool::{Spool, SpoolOptions};
+use crate::trace::Tracer;
 use crate::upload::{self, RECEIPTS, Uploader};
 use crate::vault::Vault;
 
@@ -68,6 +69,7 @@ impl Managed {
         board: Board,
         identity: Option<Identity>,
         scorer: Scorer,
+        tracer: Tracer,
         log_level: LogLevel,
         metrics: &mut Metrics,
     ) -> Result<(Service, Self), Error> {
@@ -90,7 +92,7 @@ impl Managed {
         let (ledger, ledger_in) = watch::channel(upload::on_the_wire(spool.ledger()));
         let spool = Arc::new(Mutex::new(spool));
         let (capture, writer, appended) = capture::open(spool.clone(), clock.clone(), config.capture);
-        let service = Service { scorer: scorer.clone(), capture, timeout: config.engine.timeout };
+        let service = Service { scorer: scorer.clone(), capture, timeout: config.engine.timeout, tracer };
 
         let vault = Arc::new(Vault::open(&config.data.join("vault"), config.vault_max_bytes)?);
         let fetcher = Fetcher::new(link.clone(), vault.clone());

@@ -57,7 +57,7 @@ impl Format {
                 })?;
                 read(value.to_string().as_bytes(), signature)
             }
-            Self::Raw => raw(message, signature).map(|inputs| Body { inputs, id: None }),
+            Self::Raw => raw(message, signature).map(|inputs| Body { inputs, id: None, traceparent: None }),
         }
     }
 

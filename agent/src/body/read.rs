@@ -17,6 +17,8 @@
 use engine::json::{self, Cursor, CursorError, Elements, JsonError, JsonTensor, Next};
 use engine::{InputError, Signature, Tensor, TensorSpec, Tensors};
 
+use crate::trace::MAX_TRACEPARENT;
+
 /// Most fields of a body that are looked at: a model has a few inputs, and bodies a few fields beside them.
 const MAX_FIELDS: usize = 256;
 
@@ -30,6 +32,9 @@ pub struct Body {
     pub inputs: Tensors,
     /// Its field `id`, where it has one that is a text of at most 100 bytes and no input.
     pub id: Option<String>,
+    /// Its field `traceparent`, where it has one that is a text as long as W3C Trace Context has it, and no input: MQTT 3.1.1
+    /// has no place for it beside the body.
+    pub traceparent: Option<String>,
 }
 
 /// Why a body can't be read. All are the sender's.
@@ -67,14 +72,18 @@ pub fn read(body: &[u8], signature: &Signature) -> Result<Body, BodyError> {
     if cursor.ahead()? != Next::Object {
         let inputs = rows(&mut cursor, signature)?;
         cursor.end()?;
-        return Ok(Body { inputs, id: None });
+        return Ok(Body { inputs, id: None, traceparent: None });
     }
     let is_input = |name: &str| signature.inputs.iter().any(|spec| spec.name == name);
-    let fields = fields(&mut cursor, |name| is_input(name) || ["id", "inputs", "data"].contains(&name))?;
+    let known = ["id", "traceparent", "inputs", "data"];
+    let fields = fields(&mut cursor, |name| is_input(name) || known.contains(&name))?;
     cursor.end()?;
     let field = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
-    let id = field("id").filter(|_| !is_input("id")).and_then(|mut id| id.value().ok());
-    let id = id.filter(|id: &String| id.len() <= MAX_ID_BYTES);
+    let text = |name: &str, longest: usize| {
+        let text = field(name).filter(|_| !is_input(name)).and_then(|mut text| text.value().ok());
+        text.filter(|text: &String| text.len() <= longest)
+    };
+    let (id, traceparent) = (text("id", MAX_ID_BYTES), text("traceparent", MAX_TRACEPARENT));
     // A model of several inputs may call one of them `data` or `inputs`.
     let means_rows = |name: &str| !(is_input(name) && signature.inputs.len() > 1);
     let inputs = match (field("inputs"), field("data")) {
@@ -89,7 +98,7 @@ pub fn read(body: &[u8], signature: &Signature) -> Result<Body, BodyError> {
             columns(given, signature)?
         }
     };
-    Ok(Body { inputs, id })
+    Ok(Body { inputs, id, traceparent })
 }
 
 /// `[{…}, …]` under `inputs`: tensors of the protocol, unless the objects are rows by the inputs' names.
@@ -309,8 +318,8 @@ mod tests {
         let body = read(br#"{"data":[0.5],"id":[7]}"#, &named).unwrap();
         assert_eq!(body.inputs.get("id").unwrap().as_slice(), Some(&[7i64][..]));
         assert_eq!(body.id, None);
-        let body = read(br#"{"data":[1,2],"id":"r-1"}"#, &one()).unwrap();
-        assert_eq!(body.id.as_deref(), Some("r-1"));
+        let body = read(br#"{"data":[1,2],"id":"r-1","traceparent":"00-1-2-01"}"#, &one()).unwrap();
+        assert_eq!((body.id.as_deref(), body.traceparent.as_deref()), (Some("r-1"), Some("00-1-2-01")));
     }
 
     #[test]

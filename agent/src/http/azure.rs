@@ -143,13 +143,14 @@ impl From<ScoreRefused> for Failed {
 async fn score(api: &Api, live: Arc<Live>, body: Bytes, ids: &Ids) -> Result<Response, Failed> {
     let model = live.clone();
     let size = body.len();
-    let inputs = sized(size, move || Ok(body::read(&body, &model.facts.signature)?.inputs)).await?;
+    let read = move || Ok(model.counters.reading(|| body::read(&body, &model.facts.signature))?.inputs);
+    let inputs = sized(size, read).await?;
     let correlation = ids.client.clone().unwrap_or_else(|| ids.request.clone());
     let scored = api.service.score_on(live, inputs, Some(ids.request.clone()), Some(correlation));
     let answer = scored.await?;
     let computed = answer.scored.computed;
     let size = answer.scored.outputs.iter().map(|(_, tensor)| tensor.len() * 8).sum();
-    let mut response = sized(size, move || write(&answer)).await?;
+    let mut response = sized(size, move || answer.live.counters.writing(|| write(&answer))).await?;
     // Three digits, for some clients can't read 1.2e-2.
     let milliseconds = format!("{:.3}", computed.as_secs_f64() * 1e3);
     put(response.headers_mut(), RUN_TIME, &milliseconds);

@@ -148,12 +148,13 @@ async fn infer(api: Api, request: ModelInferRequest) -> Result<ModelInferRespons
     let named = Named { name: request.model_name.clone(), version: request.model_version.clone() };
     let live = find(&api, &named)?;
     let given_id = request.id.clone();
-    let Inference { id, inputs, outputs: wanted } = read(request, &live.facts.signature)?;
+    let read = || read(request, &live.facts.signature);
+    let Inference { id, inputs, outputs: wanted } = live.counters.reading(read)?;
     let answer = api.service.score_on(live, inputs, id, None).await;
     let answer = answer.map_err(|refused| status(&Failure::from(refused)))?;
     let chosen = wanted.choose(&answer.scored.outputs, &answer.live.facts.labels).map_err(refused)?;
-    let (outputs, raw_output_contents) =
-        chosen.iter().map(|(name, tensor, _)| tensors::output(name, tensor)).unzip();
+    let write = || chosen.iter().map(|(name, tensor, _)| tensors::output(name, tensor)).unzip();
+    let (outputs, raw_output_contents) = answer.live.counters.writing(write);
     Ok(ModelInferResponse {
         model_name: answer.live.facts.name.to_string(),
         model_version: answer.live.facts.version.to_string(),
@@ -218,8 +219,19 @@ async fn statistics(api: Api, named: Named) -> Result<ModelStatisticsResponse, S
 }
 
 fn statistics_of(live: &Live) -> ModelStatistics {
-    let Statistics { last_ms, rows, runs, answered, failed, queue_us, compute_us } = Statistics::of(live);
-    let of = |count: u64, micros: u64| Some(StatisticDuration { count, ns: micros.saturating_mul(1000) });
+    let Statistics {
+        last_ms,
+        rows,
+        runs,
+        answered,
+        failed,
+        input_ns,
+        queue_ns,
+        compute_ns,
+        output_ns,
+        all_ns,
+    } = Statistics::of(live);
+    let of = |count: u64, ns: u64| Some(StatisticDuration { count, ns });
     ModelStatistics {
         name: live.facts.name.to_string(),
         version: live.facts.version.to_string(),
@@ -227,12 +239,12 @@ fn statistics_of(live: &Live) -> ModelStatistics {
         inference_count: rows,
         execution_count: runs,
         inference_stats: Some(InferStatistics {
-            success: of(answered, queue_us.saturating_add(compute_us)),
+            success: of(answered, all_ns),
             fail: of(failed, 0),
-            queue: of(answered, queue_us),
-            compute_input: of(answered, 0),
-            compute_infer: of(answered, compute_us),
-            compute_output: of(answered, 0),
+            queue: of(answered, queue_ns),
+            compute_input: of(answered, input_ns),
+            compute_infer: of(answered, compute_ns),
+            compute_output: of(answered, output_ns),
         }),
     }
 }

@@ -129,11 +129,14 @@ async fn infer(State(api): State<Api>, target: Target, request: Request) -> Resu
     let live = target.find(&api)?;
     let json_length = json_length(&parts.headers)?;
     let (bytes, model) = (received.bytes.clone(), live.clone());
-    let read = move || Ok(body::infer(&bytes, json_length, &model.facts.signature)?);
+    let read = move || {
+        let read = || body::infer(&bytes, json_length, &model.facts.signature);
+        Ok(model.counters.reading(read)?)
+    };
     let Inference { id, inputs, outputs } = sized(received.bytes.len(), read).await?;
     let answer = api.service.score_on(live, inputs, id, None).await?;
     let size = answer.scored.outputs.iter().map(|(_, tensor)| tensor.len() * 8).sum();
-    sized(size, move || write(&answer, &outputs)).await
+    sized(size, move || answer.live.counters.writing(|| write(&answer, &outputs))).await
 }
 
 fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Failure> {

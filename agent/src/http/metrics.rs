@@ -9,7 +9,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::Api;
+use super::failure::Failure;
+use super::repository::Statistics;
 use crate::exposition::{Exposition, Kind};
+use crate::histogram::Histogram;
 use crate::scorer::{Counters, Live};
 
 /// Answers of the server by status.
@@ -24,6 +27,17 @@ impl HttpCounters {
 }
 
 pub(super) async fn show(State(api): State<Api>) -> Response {
+    // The machine's own figures are read from many small files.
+    match tokio::task::spawn_blocking(move || write(&api)).await {
+        Ok(text) => {
+            let format = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+            (format, text).into_response()
+        }
+        Err(error) => Failure::internal(error).as_message(),
+    }
+}
+
+fn write(api: &Api) -> String {
     let mut exposition = Exposition::default();
     of_models(&api.service.scorer.all(), &mut exposition);
     let answers = api.counters.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -36,9 +50,36 @@ pub(super) async fn show(State(api): State<Api>) -> Response {
     let given_up = api.places.given_up();
     exposition.family("edgewise_http_connections_given_up_total", Kind::Counter, help).sample(&[], given_up);
     (api.metrics)(&mut exposition);
-    let format = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (format, exposition.into_text()).into_response()
+    exposition.into_text()
 }
+
+type Count = fn(&Statistics) -> u64;
+type Spread = fn(&Counters) -> &Histogram;
+
+/// What [`Statistics`] count, by Triton's names.
+const COUNTERS: [(&str, &str, Count); 8] = [
+    ("nv_inference_request_success", "Requests that were scored.", |s| s.answered),
+    ("nv_inference_count", "Rows that were scored.", |s| s.rows),
+    ("nv_inference_exec_count", "Runs of the model.", |s| s.runs),
+    ("nv_inference_request_duration_us", "Time of requests, summed.", |s| s.all_ns / 1000),
+    ("nv_inference_queue_duration_us", "Time of requests in the queue, summed.", |s| s.queue_ns / 1000),
+    ("nv_inference_compute_input_duration_us", "Time that reading inputs took, summed.", |s| {
+        s.input_ns / 1000
+    }),
+    ("nv_inference_compute_infer_duration_us", "Time of requests in the engine, summed.", |s| {
+        s.compute_ns / 1000
+    }),
+    ("nv_inference_compute_output_duration_us", "Time that writing outputs took, summed.", |s| {
+        s.output_ns / 1000
+    }),
+];
+
+/// How times spread, in seconds.
+const HISTOGRAMS: [(&str, &str, Spread); 3] = [
+    ("edgewise_request_seconds", "Time from the inputs of a request to its outputs.", |c| &c.request),
+    ("edgewise_queue_seconds", "Time of a request in the queue.", |c| &c.queue),
+    ("edgewise_compute_seconds", "Time of a request in the engine.", |c| &c.compute),
+];
 
 /// Counted from when a version went live; a swap begins anew, under the new version's label.
 fn of_models(models: &[Arc<Live>], exposition: &mut Exposition) {
@@ -51,25 +92,23 @@ fn of_models(models: &[Arc<Live>], exposition: &mut Exposition) {
             family.sample(&labels, value(live));
         }
     };
-    let mut counter = |name, help, value: &dyn Fn(&Counters) -> u64| {
-        per_model(name, Kind::Counter, help, &|live| value(&live.counters));
-    };
-    counter("nv_inference_request_success", "Requests that were scored.", &|c| load(&c.success));
-    counter("nv_inference_count", "Rows that were scored.", &|c| load(&c.rows));
-    counter("nv_inference_exec_count", "Runs of the model.", &|c| load(&c.success));
-    let request = |c: &Counters| load(&c.queue_us) + load(&c.compute_us);
-    counter("nv_inference_request_duration_us", "Time of requests in queue and engine, summed.", &request);
-    counter("nv_inference_queue_duration_us", "Time of requests in the queue, summed.", &|c| {
-        load(&c.queue_us)
-    });
-    counter("nv_inference_compute_infer_duration_us", "Time of requests in the engine, summed.", &|c| {
-        load(&c.compute_us)
-    });
+    for (name, help, value) in COUNTERS {
+        per_model(name, Kind::Counter, help, &|live| value(&Statistics::of(live)));
+    }
     let gauge = Kind::Gauge;
     let pending = |live: &Live| load(&live.counters.pending);
     per_model("nv_inference_pending_request_count", gauge, "Requests queued or being scored.", &pending);
     let memory = |live: &Live| live.facts.memory_bytes;
     per_model("edgewise_model_memory_bytes", gauge, "Memory that loading the model took.", &memory);
+
+    for (name, help, of) in HISTOGRAMS {
+        let mut family = exposition.family(name, Kind::Histogram, help);
+        for live in models {
+            let version = live.facts.version.to_string();
+            let labels = [("model", live.facts.name.as_str()), ("version", &version)];
+            family.histogram(&labels, of(&live.counters));
+        }
+    }
 
     let help = "Requests that were not scored.";
     let mut family = exposition.family("nv_inference_request_failure", Kind::Counter, help);

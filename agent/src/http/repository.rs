@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -25,7 +26,7 @@ pub(super) fn routes() -> Router<Api> {
         .route("/v2/models/{model}/versions/{version}/config", get(config))
 }
 
-/// What a version has done since it went live. Times are in microseconds, summed.
+/// What a version has done since it went live. Times are summed.
 pub(super) struct Statistics {
     /// Milliseconds since 1970; 0 for never.
     pub(super) last_ms: u64,
@@ -34,14 +35,20 @@ pub(super) struct Statistics {
     pub(super) runs: u64,
     pub(super) answered: u64,
     pub(super) failed: u64,
-    pub(super) queue_us: u64,
-    pub(super) compute_us: u64,
+    pub(super) input_ns: u64,
+    pub(super) queue_ns: u64,
+    pub(super) compute_ns: u64,
+    pub(super) output_ns: u64,
+    /// From inputs that are read to outputs that are written.
+    pub(super) all_ns: u64,
 }
 
 impl Statistics {
     pub(super) fn of(live: &Live) -> Self {
         let counters = &live.counters;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let (input_ns, output_ns) = (load(&counters.input_ns), load(&counters.output_ns));
         let failed = [&counters.failed, &counters.rejected, &counters.canceled, &counters.invalid];
         Self {
             last_ms: load(&counters.last_ms),
@@ -49,8 +56,11 @@ impl Statistics {
             runs: load(&counters.success),
             answered: load(&counters.success),
             failed: failed.into_iter().map(load).sum(),
-            queue_us: load(&counters.queue_us),
-            compute_us: load(&counters.compute_us),
+            input_ns,
+            queue_ns: nanoseconds(counters.queue.sum()),
+            compute_ns: nanoseconds(counters.compute.sum()),
+            output_ns,
+            all_ns: nanoseconds(counters.request.sum()).saturating_add(input_ns).saturating_add(output_ns),
         }
     }
 }
@@ -75,8 +85,9 @@ async fn one(State(api): State<Api>, target: Target) -> Result<Response, Failure
 fn of_all(models: &[Arc<Live>]) -> Response {
     let stats = |live: &Arc<Live>| {
         let statistics = Statistics::of(live);
-        let of = |count: u64, micros: u64| json!({ "count": count, "ns": micros.saturating_mul(1000) });
-        let Statistics { answered, failed, queue_us, compute_us, .. } = statistics;
+        let of = |count: u64, ns: u64| json!({ "count": count, "ns": ns });
+        let Statistics { answered, failed, input_ns, queue_ns, compute_ns, output_ns, all_ns, .. } =
+            statistics;
         json!({
             "name": live.facts.name,
             "version": live.facts.version.to_string(),
@@ -84,12 +95,12 @@ fn of_all(models: &[Arc<Live>]) -> Response {
             "inference_count": statistics.rows,
             "execution_count": statistics.runs,
             "inference_stats": {
-                "success": of(answered, queue_us.saturating_add(compute_us)),
+                "success": of(answered, all_ns),
                 "fail": of(failed, 0),
-                "queue": of(answered, queue_us),
-                "compute_input": of(answered, 0),
-                "compute_infer": of(answered, compute_us),
-                "compute_output": of(answered, 0),
+                "queue": of(answered, queue_ns),
+                "compute_input": of(answered, input_ns),
+                "compute_infer": of(answered, compute_ns),
+                "compute_output": of(answered, output_ns),
             },
             "batch_stats": [],
             "memory_usage": [{ "type": "CPU", "id": 0, "byte_size": live.facts.memory_bytes }],

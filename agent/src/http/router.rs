@@ -16,12 +16,15 @@ use super::intake::Intake;
 use super::keys::Keys;
 use super::metrics::HttpCounters;
 use super::places::{Place, Places};
-use super::{Options, Readiness, azure, grpc, inference, metrics, repository};
+use super::{Options, Readiness, azure, grpc, inference, metrics, repository, spans};
 use crate::metrics::Source;
 use crate::service::Service;
+use crate::trace;
 
 /// What is answered without a key: whoever watches the agent asks for it.
 const OPEN: [&str; 3] = ["/", "/v2/health/live", "/v2/health/ready"];
+
+const METRICS: &str = "/metrics";
 
 /// What every handler shares.
 pub(super) struct Shared {
@@ -64,14 +67,15 @@ pub(super) fn router(
         .merge(repository::routes())
         .merge(grpc::routes())
         .merge(azure::routes(shared.clone()))
-        .route("/metrics", get(metrics::show))
+        .route(METRICS, get(metrics::show))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(shared.clone(), count))
         .with_state(shared)
 }
 
-/// What each request passes: its place, the key, the share of the memory, the count.
+/// What each request passes: its place, the key, the share of the memory, the count. It has a span, unless it only asks how
+/// the agent fares.
 async fn count(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let place = request.extensions_mut().remove::<Option<Arc<Place>>>().flatten();
     let visit = place.map(|place| place.visit());
@@ -80,13 +84,20 @@ async fn count(State(api): State<Api>, mut request: Request, next: Next) -> Resp
     }
     let uri = request.uri().clone();
     let is_open = OPEN.contains(&uri.path());
-    let response = match &api.keys {
-        Some(keys) if !is_open && !keys.admit(request.headers()) => {
-            answer_for(&uri, &Failure::unauthorized().closing())
-        }
-        _ => next.run(request).await,
+    let watched = is_open || uri.path() == METRICS;
+    let span = if watched { None } else { spans::begin(&api.service.tracer, &request) };
+    let work = async {
+        let response = match &api.keys {
+            Some(keys) if !is_open && !keys.admit(request.headers()) => {
+                answer_for(&uri, &Failure::unauthorized().closing())
+            }
+            _ => next.run(request).await,
+        };
+        let response = api.intake.charge(response).unwrap_or_else(|failure| answer_for(&uri, &failure));
+        trace::current(|span| spans::end(span, &uri, &response));
+        response
     };
-    let response = api.intake.charge(response).unwrap_or_else(|failure| answer_for(&uri, &failure));
+    let response = trace::within(span, work).await;
     drop(visit);
     api.counters.answered(response.status());
     response

@@ -69,7 +69,12 @@ impl Served {
     fn new(options: Options, timeout: Duration) -> Self {
         let runtime = Runtime::new().unwrap();
         let scorer = Scorer::default();
-        let service = Service { scorer: scorer.clone(), capture: Capture::nowhere(), timeout };
+        let service = Service {
+            scorer: scorer.clone(),
+            capture: Capture::nowhere(),
+            timeout,
+            tracer: Default::default(),
+        };
         let (readiness, ready) = watch::channel(Readiness::starting());
         let metrics: Source = Arc::new(|exposition: &mut Exposition| {
             exposition.family("agent_up", Kind::Gauge, "Whether it is.").sample(&[], 1);

@@ -33,6 +33,7 @@ use crate::deploy::driver::Status;
 use crate::log::Seldom;
 use crate::scorer::{Live, NoChoice, ScoreRefused};
 use crate::service::{Answer, Service};
+use crate::trace;
 
 /// Messages that may wait. edgeHub sends one at a time, so more than one wait only after a reconnect.
 pub const WAITING: usize = 64;
@@ -195,7 +196,7 @@ impl Intake {
                 let find = || self.service.scorer.find(route.model.as_str(), None).map_err(NoChoice::from);
                 let answer = self.score(arrival, deadline, Some(&route.model), find).await?;
                 fits(2 * elements(&answer))?;
-                let body = arrival.format().write(&answer);
+                let body = answer.live.counters.writing(|| arrival.format().write(&answer));
                 (route.output.as_str(), answer, body)
             }
             Way::Default => {
@@ -203,8 +204,8 @@ impl Intake {
                 let find = || self.service.scorer.choose(preferred);
                 let answer = self.score(arrival, deadline, preferred, find).await?;
                 fits(2 * elements(&answer))?;
-                let body =
-                    serde_json::to_vec(&Lone(&answer.scored.outputs)).map_err(|error| error.to_string());
+                let body = answer.live.counters.writing(|| serde_json::to_vec(&Lone(&answer.scored.outputs)));
+                let body = body.map_err(|error| error.to_string());
                 (DEFAULT_OUTPUT, answer, body)
             }
         };
@@ -241,11 +242,15 @@ impl Intake {
                 }
             };
             // Read here and not on a blocking thread: edgeHub bounds a message to a quarter of a megabyte.
-            let body = arrival.format().read(&arrival.body, &live.facts.signature);
+            let read = || arrival.format().read(&arrival.body, &live.facts.signature);
+            let body = live.counters.reading(read);
             let body = body.map_err(|error| error.to_string())?;
             let request = body.id.or_else(|| row_id(arrival.properties.message_id()));
             let correlation = row_id(arrival.properties.correlation_id());
-            match self.service.score_on(live, body.inputs, request, correlation).await {
+            let parent = arrival.properties.get("traceparent").or(body.traceparent.as_deref());
+            let span = self.service.tracer.message(&arrival.input, parent);
+            let scored = self.service.score_on(live, body.inputs, request, correlation);
+            match trace::attempt(span, scored).await {
                 Ok(answer) => return Ok(answer),
                 Err(ScoreRefused::Busy(..) | ScoreRefused::Stopping(_)) if Instant::now() < deadline => {
                     tokio::time::sleep(BUSY).await;

@@ -176,7 +176,8 @@ async fn capture_backs_off_while_scoring_goes_on_and_every_row_is_counted() {
     let (capture, writer, _appended) = crate::capture::open(spool.clone(), RunClock::start("boot"), waiting);
     let writer = std::thread::spawn(move || writer.run());
     capture.set_collect(Collect::default());
-    let service = Service { scorer: scorer(), capture, timeout: Duration::from_secs(30) };
+    let service =
+        Service { scorer: scorer(), capture, timeout: Duration::from_secs(30), tracer: Default::default() };
     let (known, mut seen) = watch::channel(Pressure::default());
     let stop = CancellationToken::new();
     let gauge = Gauge::new(laid.root());

@@ -126,7 +126,7 @@ fn service() -> Service {
     let proven = prove(&bundle, &"power-demand".parse().unwrap(), 2, &settings, None).unwrap();
     let scorer = Scorer::default();
     scorer.swap(proven).unwrap();
-    Service { scorer, capture: Capture::nowhere(), timeout: PATIENCE }
+    Service { scorer, capture: Capture::nowhere(), timeout: PATIENCE, tracer: Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

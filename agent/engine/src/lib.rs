@@ -11,8 +11,9 @@
 //! - `onnx/` what a file says, before an engine sees it;
 //! - `tract/` and `onnxruntime/` the engines, each the only place that names its library;
 //! - [`json`] and [`binary`] the tensors of the Open Inference Protocol; [`golden`] the proof that a model gives what
-//!   it should; [`profile`] how long it takes.
+//!   it should; [`profile`] how long it takes; [`batch`] several sets of inputs as one.
 
+pub mod batch;
 pub mod binary;
 mod contain;
 pub mod golden;

@@ -56,7 +56,7 @@ fn of_models(models: &[Arc<Live>], exposition: &mut Exposition) {
     };
     counter("nv_inference_request_success", "Requests that were scored.", &|c| load(&c.success));
     counter("nv_inference_count", "Rows that were scored.", &|c| load(&c.rows));
-    counter("nv_inference_exec_count", "Runs of the model.", &|c| load(&c.success));
+    counter("nv_inference_exec_count", "Runs of the model.", &|c| load(&c.runs));
     let request = |c: &Counters| load(&c.queue_us) + load(&c.compute_us);
     counter("nv_inference_request_duration_us", "Time of requests in queue and engine, summed.", &request);
     counter("nv_inference_queue_duration_us", "Time of requests in the queue, summed.", &|c| {

@@ -1,6 +1,8 @@
 //! What a version has done.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::Signature;
@@ -12,6 +14,8 @@ use super::{ScoreRefused, Scored, rows};
 pub struct Counters {
     /// Requests that were scored.
     pub success: AtomicU64,
+    /// Times that the model was run for them: fewer, where several were scored as one.
+    pub runs: AtomicU64,
     /// Rows in them.
     pub rows: AtomicU64,
     /// Requests refused because the queue was full.
@@ -30,6 +34,9 @@ pub struct Counters {
     pub queue_us: AtomicU64,
     /// Time that the engine took, in microseconds.
     pub compute_us: AtomicU64,
+    /// How often so many rows were scored at once and the microseconds that it took, where batching is on. As many entries
+    /// as [`crate::settings::Batching::max_rows`] at most.
+    batches: Mutex<BTreeMap<usize, (u64, u64)>>,
 }
 
 impl Counters {
@@ -42,6 +49,24 @@ impl Counters {
     /// A request was refused before it was queued.
     pub(super) fn invalid(&self) {
         count(&self.invalid);
+    }
+
+    /// The model was run.
+    pub(super) fn run(&self) {
+        count(&self.runs);
+    }
+
+    /// So many rows were scored at once.
+    pub(super) fn batch(&self, rows: usize, computed: Duration) {
+        let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+        let (runs, micros_in_all) = batches.entry(rows).or_default();
+        *runs += 1;
+        *micros_in_all = micros_in_all.saturating_add(micros(computed));
+    }
+
+    /// For each number of rows that were scored at once, how often that was and the microseconds that it took in all.
+    pub fn batches(&self) -> BTreeMap<usize, (u64, u64)> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A request has come to its end.

@@ -195,4 +195,47 @@ mod tests {
         assert!(matches!(check_memory(121, &memory), Err(ProofError::TooLarge { most: 120, .. })));
         check_memory(u64::MAX, &Memory::default()).unwrap();
     }
+
+    /// Gives each number less a part of what is before it.
+    struct Less(engine::Signature, f32);
+
+    impl Model for Less {
+        fn signature(&self) -> &engine::Signature {
+            &self.0
+        }
+
+        fn score(&mut self, inputs: &Tensors) -> Result<Tensors, engine::ScoreError> {
+            let mut before = 0.0;
+            let numbers = inputs.get("x").unwrap().as_slice::<f32>().unwrap().iter();
+            Ok(numbers_of(
+                &numbers.map(|x| x - self.1 * std::mem::replace(&mut before, *x)).collect::<Vec<_>>(),
+            ))
+        }
+    }
+
+    fn numbers_of(numbers: &[f32]) -> Tensors {
+        [("x", engine::Tensor::from_vec(vec![numbers.len()], numbers.to_vec()).unwrap())]
+            .into_iter()
+            .collect()
+    }
+
+    #[test]
+    fn only_a_model_whose_rows_do_not_touch_may_batch() {
+        let spec = |length| engine::TensorSpec {
+            name: "x".to_owned(),
+            data_type: engine::DataType::F32,
+            shape: vec![length],
+        };
+        let signature =
+            |length| engine::Signature { inputs: vec![spec(length)], outputs: vec![spec(length)] };
+        let sample = |numbers: &[f32]| Sample { inputs: numbers_of(numbers), outputs: numbers_of(numbers) };
+        let golden = (Golden { samples: vec![sample(&[1.0]), sample(&[2.0]), sample(&[3.0])] }, 0.0, 1e-6);
+        assert_eq!(prove_batches(&mut Less(signature(None), 0.0), Some(&golden), 8), Ok(()));
+        let why = prove_batches(&mut Less(signature(None), 0.5), Some(&golden), 2).unwrap_err();
+        assert!(why.contains("scored together"), "{why}");
+        let one = (Golden { samples: vec![sample(&[1.0])] }, 0.0, 1e-6);
+        assert!(prove_batches(&mut Less(signature(None), 0.5), Some(&one), 8).is_err(), "taken twice");
+        assert_eq!(prove_batches(&mut Less(signature(None), 0.5), None, 8), Ok(()), "nothing to prove it by");
+        assert!(prove_batches(&mut Less(signature(Some(1)), 0.0), None, 8).is_err());
+    }
 }

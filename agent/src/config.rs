@@ -23,7 +23,7 @@ use std::time::Duration;
 use cloud_sync::contract::Collect;
 use cloud_sync::limits;
 use cloud_sync::name::{DeviceId, ModelName};
-use engine::{LoadOptions, Provider};
+use engine::{LoadOptions, Optimization, Provider, Tuning};
 
 pub use cloud::Cloud;
 pub(crate) use mistake::nearest;
@@ -168,6 +168,8 @@ pub struct Engine {
     pub queue: u32,
     /// Which requests of one model are scored as one.
     pub batching: Batching,
+    /// How ONNX Runtime prepares and runs them.
+    pub tuning: Tuning,
     /// The ONNX Runtime library; `None` to look for it.
     pub onnxruntime: Option<PathBuf>,
     /// Longest time from request to answer.
@@ -226,6 +228,7 @@ impl Config {
             instances: self.engine.instances,
             queue: self.engine.queue,
             batching: self.engine.batching.clone(),
+            tuning: self.engine.tuning,
             collect: None,
         }
     }
@@ -236,6 +239,7 @@ impl Config {
             provider: settings.provider,
             threads: settings.threads as usize,
             onnxruntime: self.engine.onnxruntime.clone(),
+            tuning: settings.tuning,
         }
     }
 
@@ -356,6 +360,8 @@ fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {
     let max_delay = reader.value("engine.max_delay", value::duration(Duration::ZERO..=MAX_DELAY));
     let preferred =
         reader.optional("engine.preferred_batch", value::numbers(1..=MAX_BATCH, limits::MAX_PREFERRED));
+    let optimization = reader.value("engine.optimization", value::parsed::<Optimization>);
+    let arena = reader.value("engine.arena", value::boolean);
     let onnxruntime = reader.optional("engine.onnxruntime", value::file);
     let timeout = reader.value("engine.timeout", value::duration(SECOND / 1000..=SECOND * 3600));
     Some(Engine {
@@ -368,6 +374,7 @@ fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {
             max_delay: max_delay?,
             preferred: preferred?.unwrap_or_default(),
         },
+        tuning: Tuning { optimization: optimization?, arena: arena? },
         onnxruntime: onnxruntime?,
         timeout: timeout?,
     })

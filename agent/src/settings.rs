@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cloud_sync::contract::{Collect, ModelSettings};
-use engine::{Provider, UnknownProvider};
+use engine::{Provider, Tuning, UnknownOptimization, UnknownProvider};
 
 /// Settings of a model with nothing left open.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +18,8 @@ pub struct Settings {
     pub queue: u32,
     /// Which requests are scored as one.
     pub batching: Batching,
+    /// How ONNX Runtime prepares and runs it.
+    pub tuning: Tuning,
     /// What is captured, where this model has a word of its own.
     pub collect: Option<Collect>,
 }
@@ -31,6 +33,17 @@ pub struct Batching {
     pub max_delay: Duration,
     /// Rows at which no others are waited for.
     pub preferred: Vec<u32>,
+}
+
+/// A setting that nothing here goes by.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownSetting {
+    /// The provider is none.
+    #[error(transparent)]
+    Provider(#[from] UnknownProvider),
+    /// The optimization is none.
+    #[error(transparent)]
+    Optimization(#[from] UnknownOptimization),
 }
 
 /// Most threads within one score: no board has more cores.
@@ -69,14 +82,19 @@ impl Settings {
     /// `wanted` over these.
     ///
     /// # Errors
-    /// The provider that is wanted is none.
-    pub fn with(&self, wanted: &ModelSettings) -> Result<Self, UnknownProvider> {
+    /// The provider or the optimization that is wanted is none.
+    pub fn with(&self, wanted: &ModelSettings) -> Result<Self, UnknownSetting> {
+        let Tuning { optimization, arena } = self.tuning;
         Ok(Self {
             provider: wanted.provider.as_deref().map_or(Ok(self.provider), str::parse)?,
             threads: wanted.threads.unwrap_or(self.threads),
             instances: wanted.instances.unwrap_or(self.instances).clamp(1, MAX_INSTANCES),
             queue: wanted.queue.unwrap_or(self.queue).clamp(1, MAX_QUEUE),
             batching: self.batching.with(wanted),
+            tuning: Tuning {
+                optimization: wanted.optimization.as_deref().map_or(Ok(optimization), str::parse)?,
+                arena: wanted.arena.unwrap_or(arena),
+            },
             collect: wanted.collect,
         })
     }

@@ -181,6 +181,12 @@ pub struct ModelSettings {
     /// Rows at which no others are waited for, at most [`limits::MAX_PREFERRED`] numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preferred_batch: Option<Vec<u32>>,
+    /// How far ONNX Runtime rewrites the graph: `none`, `basic`, `extended` or `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optimization: Option<String>,
+    /// Whether ONNX Runtime keeps the memory of one score for the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arena: Option<bool>,
     /// What to collect of this model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collect: Option<Collect>,

@@ -109,6 +109,7 @@ mod tests {
             instances: 1,
             queue: 4,
             batching: Default::default(),
+            tuning: Default::default(),
             collect: None,
         };
         let bundle = Verified::local(&sample).unwrap();

@@ -69,7 +69,12 @@ pub fn prove(
 ) -> Result<Proven, ProofError> {
     check_memory(bundle.onnx_bytes()?, &Memory::read(&Root::new("/")))?;
     let onnx = bundle.onnx()?;
-    let options = LoadOptions { provider: settings.provider, onnxruntime, ..LoadOptions::default() };
+    let options = LoadOptions {
+        provider: settings.provider,
+        onnxruntime,
+        tuning: settings.tuning,
+        ..LoadOptions::default()
+    };
     let golden = golden(bundle)?;
     let inputs =
         golden.as_ref().and_then(|(samples, ..)| samples.samples.first()).map(|sample| &sample.inputs);

@@ -131,6 +131,7 @@ fn settings(queue: u32) -> Settings {
         instances: 1,
         queue,
         batching: Default::default(),
+        tuning: Default::default(),
         collect: None,
     }
 }

@@ -152,6 +152,7 @@ fn scorer() -> Scorer {
         instances: 1,
         queue: 4,
         batching: Default::default(),
+        tuning: Default::default(),
         collect: None,
     };
     let bundle = Verified::local(&sample).unwrap();

@@ -119,6 +119,7 @@ fn service() -> Service {
         instances: 1,
         queue: 4,
         batching: Default::default(),
+        tuning: Default::default(),
         collect: None,
     };
     let bundle = Verified::local(&sample).unwrap();

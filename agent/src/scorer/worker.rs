@@ -150,7 +150,15 @@ mod tests {
             provider: String::new(),
             why: None,
             memory_bytes: 0,
-            settings: Settings { provider, threads: 1, instances: 1, queue: 16, batching, collect: None },
+            settings: Settings {
+                provider,
+                threads: 1,
+                instances: 1,
+                queue: 16,
+                batching,
+                tuning: Default::default(),
+                collect: None,
+            },
         };
         let scorer = Scorer::default();
         scorer.swap(Proven { facts, instances: vec![Box::new(Computes { signature, by })] }).unwrap();

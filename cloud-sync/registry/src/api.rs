@@ -142,7 +142,7 @@ pub struct DeployRequest {
     /// The devices; one that was never seen gets it when it comes.
     pub devices: Vec<String>,
     /// How to run it: `provider`, `threads`, `instances`, `queue`, `max_batch`, `max_delay_us`,
-    /// `preferred_batch`, `collect`.
+    /// `preferred_batch`, `optimization`, `arena`, `collect`.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub settings: ModelSettings,

@@ -305,6 +305,8 @@ fn desired() -> Desired {
         max_batch: None,
         max_delay_us: None,
         preferred_batch: None,
+        optimization: None,
+        arena: None,
         collect: Some(Collect { enabled: false, rate: 0.25 }),
     };
     Desired {

@@ -32,7 +32,8 @@ pub(crate) fn request() -> Result<String, Failure> {
 
 /// Both engines on the CPU with one thread each: what one core gives.
 pub(crate) fn engines() -> [LoadOptions; 2] {
-    let options = |provider| LoadOptions { provider, threads: 1, onnxruntime: library() };
+    let options =
+        |provider| LoadOptions { provider, threads: 1, onnxruntime: library(), ..LoadOptions::default() };
     [options(Provider::Tract), options(Provider::Cpu)]
 }
 

@@ -76,6 +76,7 @@ fn serve(scorer: &Scorer, options: &LoadOptions) -> Result<Arc<Live>, Failure> {
         instances: 1,
         queue: 64,
         batching: Default::default(),
+        tuning: Default::default(),
         collect: None,
     };
     let proven = prove(&bundle, &name, sample::VERSION, &settings, options.onnxruntime.clone())

@@ -9,7 +9,7 @@ use cloud_sync::limits::{MAX_BUNDLE_BYTES, MAX_MODELS, MAX_PREFERRED};
 use cloud_sync::name::{DeviceId, ModelName};
 use cloud_sync::session::{Credentials, TlsFiles};
 use cloud_sync::topic::Root;
-use engine::Provider;
+use engine::{Optimization, Provider};
 use serde_json::Value;
 
 use super::fields::{Fields, boolean, entries, joined, mistake, several, share, small, text, whole};
@@ -110,8 +110,18 @@ fn model(value: &Value, path: &str, mistakes: &mut Vec<Mistake>) -> Option<Wante
 }
 
 fn settings(value: &Value, path: &str, mistakes: &mut Vec<Mistake>) -> Option<ModelSettings> {
-    let known =
-        ["provider", "threads", "instances", "queue", "maxBatch", "maxDelay", "preferredBatch", "collect"];
+    let known = [
+        "provider",
+        "threads",
+        "instances",
+        "queue",
+        "maxBatch",
+        "maxDelay",
+        "preferredBatch",
+        "optimization",
+        "arena",
+        "collect",
+    ];
     let mut fields = Fields::of(value, path, &known, mistakes)?;
     let provider = |name: &str| value::parsed::<Provider>(name).map(|_| name.to_owned());
     let provider = fields.optional("provider", text(provider));
@@ -120,6 +130,9 @@ fn settings(value: &Value, path: &str, mistakes: &mut Vec<Mistake>) -> Option<Mo
     let queue = fields.optional("queue", small(1..=MAX_QUEUE));
     let max_batch = fields.optional("maxBatch", small(0..=MAX_BATCH));
     let max_delay = fields.optional("maxDelay", text(value::duration(Duration::ZERO..=MAX_DELAY)));
+    let optimization = |name: &str| value::parsed::<Optimization>(name).map(|_| name.to_owned());
+    let optimization = fields.optional("optimization", text(optimization));
+    let arena = fields.optional("arena", boolean);
     let preferred = fields.optional("preferredBatch", several(MAX_PREFERRED, small(1..=MAX_BATCH)));
     let collect = fields.nested("collect", collect);
     Some(ModelSettings {
@@ -130,6 +143,8 @@ fn settings(value: &Value, path: &str, mistakes: &mut Vec<Mistake>) -> Option<Mo
         max_batch: max_batch?,
         max_delay_us: max_delay?.map(|delay| u64::try_from(delay.as_micros()).unwrap_or(u64::MAX)),
         preferred_batch: preferred?,
+        optimization: optimization?,
+        arena: arena?,
         collect: collect?,
     })
 }

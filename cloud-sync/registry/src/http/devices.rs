@@ -164,6 +164,10 @@ fn check_settings(settings: &ModelSettings) -> Result<(), RegistryError> {
         let known: Result<engine::Provider, _> = provider.parse();
         known.map_err(|error| RegistryError::Invalid(error.to_string()))?;
     }
+    if let Some(optimization) = &settings.optimization {
+        let known: Result<engine::Optimization, _> = optimization.parse();
+        known.map_err(|error| RegistryError::Invalid(error.to_string()))?;
+    }
     let preferred = settings.preferred_batch.as_ref().map_or(0, Vec::len);
     if preferred > MAX_PREFERRED {
         return Err(RegistryError::Invalid(format!(

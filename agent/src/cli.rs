@@ -186,7 +186,7 @@ impl Configuration {
 impl EngineArguments {
     fn load_options(&self, provider: Provider) -> LoadOptions {
         let onnxruntime = self.onnxruntime.clone().or_else(|| variable("EDGEWISE_ENGINE_ONNXRUNTIME"));
-        LoadOptions { provider, threads: self.threads, onnxruntime }
+        LoadOptions { provider, threads: self.threads, onnxruntime, ..LoadOptions::default() }
     }
 }
 

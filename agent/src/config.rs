@@ -22,8 +22,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cloud_sync::contract::Collect;
+use cloud_sync::limits;
 use cloud_sync::name::{DeviceId, ModelName};
-use engine::{LoadOptions, Provider};
+use engine::{LoadOptions, Optimization, Provider, Tuning};
 
 pub use cloud::Cloud;
 pub(crate) use mistake::nearest;
@@ -35,7 +36,7 @@ pub(crate) use value::in_units;
 use crate::board::Board;
 use crate::capture::Waiting;
 use crate::log::Format;
-use crate::settings::{MAX_INSTANCES, MAX_QUEUE, MAX_THREADS, Settings};
+use crate::settings::{Batching, MAX_BATCH, MAX_DELAY, MAX_INSTANCES, MAX_QUEUE, MAX_THREADS, Settings};
 use layers::Layers;
 use reader::Reader;
 
@@ -169,6 +170,10 @@ pub struct Engine {
     pub instances: u32,
     /// Requests of one model that may wait.
     pub queue: u32,
+    /// Which requests of one model are scored as one.
+    pub batching: Batching,
+    /// How ONNX Runtime prepares and runs them.
+    pub tuning: Tuning,
     /// The ONNX Runtime library; `None` to look for it.
     pub onnxruntime: Option<PathBuf>,
     /// Longest time from request to answer.
@@ -226,6 +231,8 @@ impl Config {
             threads: self.engine.threads,
             instances: self.engine.instances,
             queue: self.engine.queue,
+            batching: self.engine.batching.clone(),
+            tuning: self.engine.tuning,
             collect: None,
         }
     }
@@ -236,6 +243,7 @@ impl Config {
             provider: settings.provider,
             threads: settings.threads as usize,
             onnxruntime: self.engine.onnxruntime.clone(),
+            tuning: settings.tuning,
         }
     }
 
@@ -354,6 +362,12 @@ fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {
     let threads = reader.value("engine.threads", value::number(0..=MAX_THREADS));
     let instances = reader.value("engine.instances", value::number(1..=MAX_INSTANCES));
     let queue = reader.value("engine.queue", value::number(1..=MAX_QUEUE));
+    let max_rows = reader.value("engine.max_batch", value::number(0..=MAX_BATCH));
+    let max_delay = reader.value("engine.max_delay", value::duration(Duration::ZERO..=MAX_DELAY));
+    let preferred =
+        reader.optional("engine.preferred_batch", value::numbers(1..=MAX_BATCH, limits::MAX_PREFERRED));
+    let optimization = reader.value("engine.optimization", value::parsed::<Optimization>);
+    let arena = reader.value("engine.arena", value::boolean);
     let onnxruntime = reader.optional("engine.onnxruntime", value::file);
     let timeout = reader.value("engine.timeout", value::duration(SECOND / 1000..=SECOND * 3600));
     Some(Engine {
@@ -361,6 +375,12 @@ fn read_engine(reader: &mut Reader<'_>) -> Option<Engine> {
         threads: threads?,
         instances: instances?,
         queue: queue?,
+        batching: Batching {
+            max_rows: max_rows?,
+            max_delay: max_delay?,
+            preferred: preferred?.unwrap_or_default(),
+        },
+        tuning: Tuning { optimization: optimization?, arena: arena? },
         onnxruntime: onnxruntime?,
         timeout: timeout?,
     })

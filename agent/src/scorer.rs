@@ -5,15 +5,17 @@
 //! - A swap drops no request: the version before keeps its workers until its queue is empty, and requests that
 //!   come after the swap go to the new one.
 //! - A full queue refuses at once ([`ScoreRefused::Busy`]); nothing waits without a bound.
-//! - A request whose caller has gone away is not scored.
 //! - Scoring runs on threads of its own. Only what is surely over in [`QUICK`] may run where the request came in: to wake
 //!   another thread and wait for it takes longer than that.
 
 mod counters;
 mod instances;
 mod pace;
+mod queue;
+mod worker;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -27,6 +29,8 @@ pub use self::counters::Counters;
 use self::instances::Instances;
 use self::pace::Pace;
 pub use self::pace::QUICK;
+use self::queue::{Job, Queue};
+use self::worker::{Worker, Workshop};
 use crate::settings::Settings;
 
 /// Longest time that [`Scorer::drain`] and a swap give the workers of a version to empty their queue.
@@ -70,7 +74,7 @@ pub struct Live {
     /// What callers may know of it.
     pub facts: Facts,
     /// What it has done.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
     queue: SyncSender<Job>,
     instances: Arc<Instances>,
     pace: Pace,
@@ -145,12 +149,6 @@ pub enum NoChoice {
         .0.iter().map(ModelName::as_str).collect::<Vec<_>>().join(", ")
     )]
     Several(Vec<ModelName>),
-}
-
-struct Job {
-    inputs: Arc<Tensors>,
-    enqueued: Instant,
-    answer: oneshot::Sender<Result<Scored, ScoreRefused>>,
 }
 
 impl Scorer {
@@ -249,8 +247,11 @@ impl Live {
         result
     }
 
-    /// Scores on this thread, where that is quick and an instance is free.
+    /// Scores on this thread, where that is quick, an instance is free, and nobody has asked for batches.
     fn score_here(&self, inputs: &Arc<Tensors>) -> Option<Result<Scored, ScoreRefused>> {
+        if self.facts.settings.batching.is_on() {
+            return None;
+        }
         let patience = self.pace.expected(inputs).filter(|expected| *expected <= QUICK)?;
         let begun = Instant::now();
         let mut instance = self.instances.take_within(patience)?;
@@ -277,30 +278,26 @@ impl Live {
     }
 
     fn start(proven: Proven) -> std::io::Result<Self> {
-        let (queue, jobs) = sync_channel(proven.facts.settings.queue.max(1) as usize);
-        let jobs = Arc::new(Mutex::new(jobs));
+        let Proven { facts, instances } = proven;
+        let (queue, jobs) = Queue::new(facts.settings.queue);
         let (working, finished) = sync_channel(0);
-        let instances = Arc::new(Instances::new(proven.instances));
+        let counters = Arc::<Counters>::default();
+        let instances = Arc::new(Instances::new(instances, counters.clone()));
+        let shop = Arc::new(Workshop {
+            name: facts.name.clone(),
+            instances: instances.clone(),
+            queue: jobs,
+            counters: counters.clone(),
+            batching: facts.settings.batching.clone(),
+            does_not_batch: AtomicBool::new(false),
+        });
         for place in 0..instances.len() {
-            let worker = Worker {
-                instances: instances.clone(),
-                place,
-                name: proven.facts.name.clone(),
-                jobs: jobs.clone(),
-                _working: working.clone(),
-            };
-            let name = format!("{}:{}", proven.facts.name, proven.facts.version);
+            let worker = Worker { shop: shop.clone(), place, _working: working.clone() };
+            let name = format!("{}:{}", facts.name, facts.version);
             std::thread::Builder::new().name(name).spawn(move || worker.run())?;
         }
         let finished = Mutex::new(finished);
-        Ok(Self {
-            facts: proven.facts,
-            counters: Counters::default(),
-            queue,
-            instances,
-            pace: Pace::default(),
-            finished,
-        })
+        Ok(Self { facts, counters, queue, instances, pace: Pace::default(), finished })
     }
 
     /// Lets the workers finish what is queued. They end when the last caller that found this version has gone.
@@ -322,31 +319,6 @@ impl Live {
 pub fn rows(signature: &Signature, inputs: &Tensors) -> u64 {
     let first = || inputs.iter().next().and_then(|(_, tensor)| tensor.shape().first());
     if signature.batch_dimension() { first().map_or(1, |rows| *rows as u64) } else { 1 }
-}
-
-/// One worker, which scores on the instance at its place.
-struct Worker {
-    instances: Arc<Instances>,
-    place: usize,
-    name: ModelName,
-    jobs: Arc<Mutex<Receiver<Job>>>,
-    _working: SyncSender<()>,
-}
-
-impl Worker {
-    /// Scores until the queue is empty and nobody can fill it any more.
-    fn run(self) {
-        loop {
-            // Held while waiting: one idle worker waits for the next job, the others for their turn to wait.
-            let next = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Job { inputs, enqueued, answer }) = next else { return };
-            let Some(mut instance) = self.instances.take(self.place) else { return };
-            if answer.is_closed() {
-                continue;
-            }
-            let _ = answer.send(instance.score(&self.name, &inputs, enqueued.elapsed()));
-        }
-    }
 }
 
 fn known(names: &[String]) -> String {

@@ -172,6 +172,21 @@ pub struct ModelSettings {
     /// Requests that may wait before new ones are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<u32>,
+    /// Most rows of several requests that are scored as one; 0 and 1 for each request alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_batch: Option<u32>,
+    /// Longest time that a request waits for others to be scored with, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_delay_us: Option<u64>,
+    /// Rows at which no others are waited for, at most [`limits::MAX_PREFERRED`] numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preferred_batch: Option<Vec<u32>>,
+    /// How far ONNX Runtime rewrites the graph: `none`, `basic`, `extended` or `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub optimization: Option<String>,
+    /// Whether ONNX Runtime keeps the memory of one score for the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arena: Option<bool>,
     /// What to collect of this model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collect: Option<Collect>,
@@ -449,7 +464,12 @@ impl Message for Desired {
     const KIND: Kind = Kind::Desired;
 
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
-        vec![("models", self.models.len(), limits::MAX_MODELS)]
+        let preferred = |model: &DesiredModel| model.settings.preferred_batch.as_ref().map_or(0, Vec::len);
+        let preferred = self.models.iter().map(preferred).max().unwrap_or(0);
+        vec![
+            ("models", self.models.len(), limits::MAX_MODELS),
+            ("preferred batches", preferred, limits::MAX_PREFERRED),
+        ]
     }
 
     fn flaw(&self) -> Option<&'static str> {

@@ -46,6 +46,9 @@ pub const MAX_WANTS: usize = 256;
 /// Most models that one device can be told to run: each has a worker and a place in every report.
 pub const MAX_MODELS: usize = 64;
 
+/// Most preferred sizes of a model's batches: twice the powers of two that are in use.
+pub const MAX_PREFERRED: usize = 16;
+
 /// Largest captured row, so that one row always fits into one message with its envelope.
 pub const MAX_ROW_BYTES: usize = 96 * 1024;
 

@@ -8,6 +8,7 @@
 #![allow(clippy::indexing_slicing, clippy::panic)]
 
 mod access;
+mod batches;
 mod bounds;
 mod clients;
 mod clocks;

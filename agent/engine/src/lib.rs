@@ -7,12 +7,13 @@
 //! The map:
 //! - [`tensor`] named, typed, shaped values; [`signature`] what a model takes and gives;
 //! - [`model`] the trait and what scoring can fail with;
-//! - [`mod@load`] providers, options, errors, the choice of an engine;
+//! - [`mod@load`] providers, options, errors, the choice of an engine; [`tuning`] what ONNX Runtime can be told;
 //! - `onnx/` what a file says, before an engine sees it;
 //! - `tract/` and `onnxruntime/` the engines, each the only place that names its library;
 //! - [`json`] and [`binary`] the tensors of the Open Inference Protocol; [`golden`] the proof that a model gives what
-//!   it should; [`profile`] how long it takes.
+//!   it should; [`profile`] how long it takes; [`batch`] several sets of inputs as one.
 
+pub mod batch;
 pub mod binary;
 mod contain;
 pub mod golden;
@@ -25,6 +26,7 @@ pub mod profile;
 pub mod signature;
 pub mod tensor;
 mod tract;
+pub mod tuning;
 
 pub use load::{
     Availability, Engine, LoadError, LoadOptions, Loaded, Provider, UnknownProvider, available, known, load,
@@ -34,3 +36,4 @@ pub use model::{InputError, Model, ScoreError};
 pub use onnxruntime::try_libraries_apart;
 pub use signature::{Signature, TensorSpec};
 pub use tensor::{Data, DataType, Element, ShapeError, Tensor, Tensors};
+pub use tuning::{Optimization, Tuning, UnknownOptimization};

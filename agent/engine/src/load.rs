@@ -12,6 +12,7 @@ use crate::model::Model;
 use crate::onnx::OnnxFile;
 use crate::signature::Signature;
 use crate::tensor::DataType;
+use crate::tuning::Tuning;
 use crate::{onnxruntime, tract};
 
 /// What should run a model.
@@ -109,6 +110,8 @@ pub struct LoadOptions {
     /// Where ONNX Runtime's library is. Without it: `ORT_DYLIB_PATH`, beside the binary, `../lib/edgewise` from there,
     /// the system's loader.
     pub onnxruntime: Option<PathBuf>,
+    /// How ONNX Runtime prepares and runs it.
+    pub tuning: Tuning,
 }
 
 /// A model that is ready, and what really runs it.

@@ -49,6 +49,25 @@ macro_rules! element_types {
             pub fn zeros(data_type: DataType, len: usize) -> Data {
                 match data_type { $(DataType::$variant => Data::$variant(vec![<$element>::default(); len])),+ }
             }
+
+            /// No elements, with room for so many. The caller bounds their number.
+            pub(crate) fn with_capacity(data_type: DataType, len: usize) -> Data {
+                match data_type { $(DataType::$variant => Data::$variant(Vec::with_capacity(len))),+ }
+            }
+
+            /// Adds elements of the same type; false where they are of another.
+            pub(crate) fn append(&mut self, more: &Data) -> bool {
+                match (self, more) {
+                    $((Data::$variant(elements), Data::$variant(more)) => elements.extend_from_slice(more),)+
+                    _ => return false,
+                }
+                true
+            }
+
+            /// A copy of these elements; `None` where there are fewer.
+            pub(crate) fn part(&self, range: std::ops::Range<usize>) -> Option<Data> {
+                match self { $(Data::$variant(elements) => elements.get(range).map(|part| Data::$variant(part.to_vec()))),+ }
+            }
         }
 
         $(impl Element for $element {

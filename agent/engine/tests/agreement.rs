@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 
 use engine::golden::{self, Golden, Sample};
 use engine::json::write_all;
-use engine::{Data, DataType, Engine, LoadOptions, Loaded, Provider, Tensor, TensorSpec, Tensors, load};
+use engine::{
+    Data, DataType, Engine, LoadOptions, Loaded, Optimization, Provider, Tensor, TensorSpec, Tensors, Tuning,
+    load,
+};
 
 mod support;
 
@@ -171,8 +174,28 @@ fn hostile_bytes_never_panic_on_onnx_runtime() {
     }
 }
 
+#[test]
+fn however_a_model_is_prepared_its_golden_samples_hold() {
+    let sample = support::workspace().join("modules/samples/power-demand/2");
+    let onnx = std::fs::read(sample.join("model.onnx")).unwrap();
+    let samples = golden::parse(&std::fs::read(sample.join("golden.json")).unwrap()).unwrap();
+    for name in ["none", "basic", "extended", "all"] {
+        for arena in [true, false] {
+            let tuning = Tuning { optimization: name.parse().unwrap(), arena };
+            let mut loaded = load(&onnx, &LoadOptions { tuning, ..options(Provider::Cpu) }).unwrap();
+            golden::check(loaded.model.as_mut(), &samples, RTOL, ATOL)
+                .unwrap_or_else(|error| panic!("{tuning:?}: {error}"));
+        }
+    }
+    assert!("most".parse::<Optimization>().unwrap_err().to_string().contains("extended"));
+}
+
 fn engine(onnx: &[u8], provider: Provider) -> Result<Loaded, engine::LoadError> {
-    load(onnx, &LoadOptions { provider, threads: 1, onnxruntime: Some(support::library()) })
+    load(onnx, &options(provider))
+}
+
+fn options(provider: Provider) -> LoadOptions {
+    LoadOptions { provider, threads: 1, onnxruntime: Some(support::library()), ..LoadOptions::default() }
 }
 
 /// The bundle `target/agreement/ENGINES/NAME` of a model, with these outputs for these inputs as its golden sample.

@@ -18,8 +18,12 @@ mod support;
 fn a_library_that_can_not_be_used_is_an_error_and_spoils_nothing() {
     let model =
         std::fs::read(support::workspace().join("modules/samples/power-demand/1/model.onnx")).unwrap();
-    let options =
-        |provider, path: &Path| LoadOptions { provider, threads: 1, onnxruntime: Some(path.into()) };
+    let options = |provider, path: &Path| LoadOptions {
+        provider,
+        threads: 1,
+        onnxruntime: Some(path.into()),
+        ..LoadOptions::default()
+    };
     let says = |provider, path: &Path| {
         let error = load(&model, &options(provider, path)).unwrap_err();
         assert!(matches!(error, LoadError::ProviderUnavailable { .. }), "{error}");

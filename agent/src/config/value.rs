@@ -55,6 +55,18 @@ where
     }
 }
 
+/// Numbers, separated by commas, at most so many.
+pub(crate) fn numbers<T>(range: RangeInclusive<T>, most: usize) -> impl Fn(&str) -> Result<Vec<T>, String>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    let number = number(range);
+    move |text| match text.split(',').count() {
+        given if given > most => Err(format!("there are {given} numbers, {most} are possible")),
+        _ => text.split(',').map(|text| number(text.trim())).collect(),
+    }
+}
+
 pub(crate) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Result<Duration, String> {
     move |text| {
         let signed: Option<jiff::SignedDuration> = text.parse().ok();
@@ -158,6 +170,15 @@ mod tests {
     fn a_password_in_a_url_is_not_repeated() {
         let why = broker("mqtts://me:secret@host").unwrap_err();
         assert!(!why.contains("secret") && why.contains("keys of their own"), "{why}");
+    }
+
+    #[test]
+    fn each_of_several_numbers_is_in_the_range() {
+        let read = numbers(1..=64, 3);
+        assert_eq!(read("4, 8,64"), Ok(vec![4, 8, 64]));
+        for bad in ["4,", "0", "4,65", "1,2,3,4"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use cloud_sync::contract::Transfer;
 use cloud_sync::name::ModelName;
-use engine::UnknownProvider;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -18,7 +17,7 @@ use super::prove::{ProofError, prove};
 use super::{Event, Target};
 use crate::fetch::{FetchError, Fetcher};
 use crate::scorer::Proven;
-use crate::settings::Settings;
+use crate::settings::{Settings, UnknownSetting};
 use crate::vault::{Vault, VaultError, Verified};
 
 /// What a job is for; a model has at most one of each.
@@ -58,7 +57,7 @@ struct Ended {
 pub(super) struct Loading {
     pub(super) name: ModelName,
     pub(super) target: Target,
-    pub(super) settings: Result<Settings, UnknownProvider>,
+    pub(super) settings: Result<Settings, UnknownSetting>,
     pub(super) vault: Arc<Vault>,
     pub(super) verified: Option<Verified>,
     pub(super) onnxruntime: Option<PathBuf>,

@@ -24,15 +24,15 @@ use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 
 use self::message::{
-    Choice, InferStatistics, ModelConfig, ModelConfigResponse, ModelIndex, ModelInferRequest,
-    ModelInferResponse, ModelInput, ModelMetadata, ModelOutput, ModelStatistics, ModelStatisticsResponse,
-    Named, Nothing, RepositoryIndexRequest, RepositoryIndexResponse, RequestedOutput, ServerMetadata,
-    StatisticDuration, Truth,
+    Choice, DynamicBatching, InferBatchStatistics, InferStatistics, ModelConfig, ModelConfigResponse,
+    ModelIndex, ModelInferRequest, ModelInferResponse, ModelInput, ModelMetadata, ModelOutput,
+    ModelStatistics, ModelStatisticsResponse, Named, Nothing, RepositoryIndexRequest,
+    RepositoryIndexResponse, RequestedOutput, ServerMetadata, StatisticDuration, Truth,
 };
 use super::Api;
 use super::failure::Failure;
 use super::inference::{EXTENSIONS, PLATFORM, SERVER};
-use super::repository::{Statistics, dims};
+use super::repository::{Statistics, dims_beside, max_batch_size};
 use crate::body::{BodyError, Inference, MAX_ID_BYTES, WantedOutput, WantedOutputs};
 use crate::scorer::Live;
 
@@ -230,8 +230,15 @@ fn statistics_of(live: &Live) -> ModelStatistics {
         compute_ns,
         output_ns,
         all_ns,
+        batches,
     } = Statistics::of(live);
     let of = |count: u64, ns: u64| Some(StatisticDuration { count, ns });
+    let of_batch = |(rows, (runs, ns)): (usize, (u64, u64))| InferBatchStatistics {
+        batch_size: rows as u64,
+        compute_input: of(runs, 0),
+        compute_infer: of(runs, ns),
+        compute_output: of(runs, 0),
+    };
     ModelStatistics {
         name: live.facts.name.to_string(),
         version: live.facts.version.to_string(),
@@ -246,28 +253,37 @@ fn statistics_of(live: &Live) -> ModelStatistics {
             compute_infer: of(answered, compute_ns),
             compute_output: of(answered, output_ns),
         }),
+        batch_stats: batches.into_iter().map(of_batch).collect(),
     }
 }
 
 async fn config(api: Api, named: Named) -> Result<ModelConfigResponse, Status> {
     let live = find(&api, &named)?;
-    let signature = &live.facts.signature;
+    let (signature, batching) = (&live.facts.signature, &live.facts.settings.batching);
     let input = |spec: &engine::TensorSpec| ModelInput {
         name: spec.name.clone(),
         data_type: tensors::type_number(spec.data_type),
-        dims: dims(spec),
+        dims: dims_beside(batching, spec),
     };
     let output = |spec: &engine::TensorSpec| ModelOutput {
         name: spec.name.clone(),
         data_type: tensors::type_number(spec.data_type),
-        dims: dims(spec),
+        dims: dims_beside(batching, spec),
     };
     let config = ModelConfig {
         name: live.facts.name.to_string(),
         platform: PLATFORM.to_owned(),
-        max_batch_size: 0,
+        max_batch_size: i32::try_from(max_batch_size(batching)).unwrap_or(i32::MAX),
         input: signature.inputs.iter().map(input).collect(),
         output: signature.outputs.iter().map(output).collect(),
+        dynamic_batching: batching.is_on().then(|| DynamicBatching {
+            preferred_batch_size: batching
+                .preferred
+                .iter()
+                .filter_map(|rows| i32::try_from(*rows).ok())
+                .collect(),
+            max_queue_delay_microseconds: u64::try_from(batching.max_delay.as_micros()).unwrap_or(u64::MAX),
+        }),
         backend: "onnxruntime".to_owned(),
     };
     Ok(ModelConfigResponse { config: Some(config) })

@@ -130,7 +130,15 @@ impl Served {
 }
 
 fn settings(queue: u32) -> Settings {
-    Settings { provider: engine::Provider::Tract, threads: 1, instances: 1, queue, collect: None }
+    Settings {
+        provider: engine::Provider::Tract,
+        threads: 1,
+        instances: 1,
+        queue,
+        batching: Default::default(),
+        tuning: Default::default(),
+        collect: None,
+    }
 }
 
 fn sample_directory() -> std::path::PathBuf {

@@ -146,8 +146,15 @@ fn what_is_not_told_puts_no_pressure_on() {
 
 fn scorer() -> Scorer {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../modules/samples/power-demand/2");
-    let settings =
-        Settings { provider: engine::Provider::Tract, threads: 1, instances: 1, queue: 4, collect: None };
+    let settings = Settings {
+        provider: engine::Provider::Tract,
+        threads: 1,
+        instances: 1,
+        queue: 4,
+        batching: Default::default(),
+        tuning: Default::default(),
+        collect: None,
+    };
     let bundle = Verified::local(&sample).unwrap();
     let scorer = Scorer::default();
     scorer.swap(prove(&bundle, &"power-demand".parse().unwrap(), 2, &settings, None).unwrap()).unwrap();

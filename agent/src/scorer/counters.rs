@@ -1,6 +1,8 @@
 //! What a version has done.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use engine::Signature;
@@ -13,6 +15,8 @@ use crate::histogram::Histogram;
 pub struct Counters {
     /// Requests that were scored.
     pub success: AtomicU64,
+    /// Times that the model was run for them: fewer, where several were scored as one.
+    pub runs: AtomicU64,
     /// Rows in them.
     pub rows: AtomicU64,
     /// Requests refused because the queue was full.
@@ -37,6 +41,9 @@ pub struct Counters {
     pub queue: Histogram,
     /// Times in the engine.
     pub compute: Histogram,
+    /// How often so many rows were scored at once and the nanoseconds that it took, where batching is on. As many entries
+    /// as [`crate::settings::Batching::max_rows`] at most.
+    batches: Mutex<BTreeMap<usize, (u64, u64)>>,
 }
 
 impl Counters {
@@ -59,6 +66,24 @@ impl Counters {
     /// A request was refused before it was queued.
     pub(super) fn invalid(&self) {
         count(&self.invalid);
+    }
+
+    /// The model was run.
+    pub(super) fn run(&self) {
+        count(&self.runs);
+    }
+
+    /// So many rows were scored at once.
+    pub(super) fn batch(&self, rows: usize, computed: Duration) {
+        let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+        let (runs, in_all) = batches.entry(rows).or_default();
+        *runs += 1;
+        *in_all = in_all.saturating_add(nanoseconds(computed));
+    }
+
+    /// For each number of rows that were scored at once, how often that was and the nanoseconds that it took in all.
+    pub fn batches(&self) -> BTreeMap<usize, (u64, u64)> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A request has come to its end.
@@ -92,7 +117,7 @@ impl Drop for Pending<'_> {
 fn timed<T>(sum_ns: &AtomicU64, work: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
     let done = work();
-    sum_ns.fetch_add(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    sum_ns.fetch_add(nanoseconds(begun.elapsed()), Ordering::Relaxed);
     done
 }
 
@@ -103,4 +128,8 @@ fn count(counter: &AtomicU64) {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

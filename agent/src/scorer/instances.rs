@@ -7,35 +7,42 @@ use std::time::{Duration, Instant};
 use cloud_sync::name::ModelName;
 use engine::{Model, Tensors};
 
-use super::{ScoreRefused, Scored};
+use super::{Counters, ScoreRefused, Scored};
 
 /// Loaded models of which each scores one request at a time.
-pub(super) struct Instances(Vec<Mutex<Box<dyn Model>>>);
+pub(super) struct Instances {
+    models: Vec<Mutex<Box<dyn Model>>>,
+    counters: Arc<Counters>,
+}
 
 /// One of them, taken until this is dropped.
-pub(super) struct Instance<'a>(MutexGuard<'a, Box<dyn Model>>);
+pub(super) struct Instance<'a> {
+    model: MutexGuard<'a, Box<dyn Model>>,
+    counters: &'a Counters,
+}
 
 impl Instances {
-    pub(super) fn new(models: Vec<Box<dyn Model>>) -> Self {
-        Self(models.into_iter().map(Mutex::new).collect())
+    pub(super) fn new(models: Vec<Box<dyn Model>>, counters: Arc<Counters>) -> Self {
+        Self { models: models.into_iter().map(Mutex::new).collect(), counters }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.models.len()
     }
 
     /// The one at a place, once it is free; `None` where there is no such place.
     pub(super) fn take(&self, place: usize) -> Option<Instance<'_>> {
-        self.0.get(place).map(|model| Instance(model.lock().unwrap_or_else(PoisonError::into_inner)))
+        let model = self.models.get(place)?;
+        Some(self.instance(model.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Any that is free within `patience`, which is far too short to sleep meanwhile.
     pub(super) fn take_within(&self, patience: Duration) -> Option<Instance<'_>> {
         let mut begun = None;
         loop {
-            let free = self.0.iter().find_map(|model| match model.try_lock() {
-                Ok(model) => Some(Instance(model)),
-                Err(TryLockError::Poisoned(model)) => Some(Instance(model.into_inner())),
+            let free = self.models.iter().find_map(|model| match model.try_lock() {
+                Ok(model) => Some(self.instance(model)),
+                Err(TryLockError::Poisoned(model)) => Some(self.instance(model.into_inner())),
                 Err(TryLockError::WouldBlock) => None,
             });
             if free.is_some() || begun.get_or_insert_with(Instant::now).elapsed() > patience {
@@ -43,6 +50,10 @@ impl Instances {
             }
             std::hint::spin_loop();
         }
+    }
+
+    fn instance<'a>(&'a self, model: MutexGuard<'a, Box<dyn Model>>) -> Instance<'a> {
+        Instance { model, counters: &self.counters }
     }
 }
 
@@ -55,10 +66,11 @@ impl Instance<'_> {
         queued: Duration,
     ) -> Result<Scored, ScoreRefused> {
         let begun = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| self.0.score(inputs)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.model.score(inputs)));
         let computed = begun.elapsed();
         match result {
             Ok(Ok(outputs)) => {
+                self.counters.run();
                 Ok(Scored { inputs: inputs.clone(), outputs: Arc::new(outputs), queued, computed })
             }
             Ok(Err(error)) => Err(error.into()),

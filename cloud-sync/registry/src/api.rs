@@ -141,7 +141,8 @@ pub struct DeployRequest {
     pub version: u64,
     /// The devices; one that was never seen gets it when it comes.
     pub devices: Vec<String>,
-    /// How to run it: `provider`, `threads`, `instances`, `queue`, `collect`.
+    /// How to run it: `provider`, `threads`, `instances`, `queue`, `max_batch`, `max_delay_us`,
+    /// `preferred_batch`, `optimization`, `arena`, `collect`.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub settings: ModelSettings,

@@ -302,6 +302,11 @@ fn desired() -> Desired {
         threads: Some(2),
         instances: Some(1),
         queue: Some(64),
+        max_batch: None,
+        max_delay_us: None,
+        preferred_batch: None,
+        optimization: None,
+        arena: None,
         collect: Some(Collect { enabled: false, rate: 0.25 }),
     };
     Desired {

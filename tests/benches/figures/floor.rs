@@ -96,7 +96,12 @@ type Wrong = (StatusCode, String);
 pub(crate) fn serve(arguments: &[String]) -> Result<(), Failure> {
     let [path, threads, library] = arguments else { return Err("a model, threads and a library".to_owned()) };
     let threads = threads.parse().map_err(|error| format!("{threads}: {error}"))?;
-    let options = LoadOptions { provider: Provider::Cpu, threads, onnxruntime: Some(PathBuf::from(library)) };
+    let options = LoadOptions {
+        provider: Provider::Cpu,
+        threads,
+        onnxruntime: Some(PathBuf::from(library)),
+        ..LoadOptions::default()
+    };
     let onnx = std::fs::read(path).map_err(|error| format!("reading {path}: {error}"))?;
     let model = engine::load(&onnx, &options).map_err(|error| error.to_string())?.model;
     let model: Shared = Arc::new(Mutex::new(model));

@@ -25,7 +25,8 @@ pub(crate) fn inputs() -> Result<Tensors, Failure> {
 
 /// Both engines on the CPU with one thread each: what one core gives.
 pub(crate) fn engines() -> [LoadOptions; 2] {
-    let options = |provider| LoadOptions { provider, threads: 1, onnxruntime: library() };
+    let options =
+        |provider| LoadOptions { provider, threads: 1, onnxruntime: library(), ..LoadOptions::default() };
     [options(Provider::Tract), options(Provider::Cpu)]
 }
 
@@ -45,7 +46,7 @@ pub(crate) fn engine(work: &Work) -> Result<Box<dyn Model>, Failure> {
 /// As [`engine`], with this library.
 pub(crate) fn engine_from(work: &Work, library: &Path) -> Result<Box<dyn Model>, Failure> {
     let (provider, onnxruntime) = (Provider::Cpu, Some(library.to_owned()));
-    let options = LoadOptions { provider, threads: work.threads, onnxruntime };
+    let options = LoadOptions { provider, threads: work.threads, onnxruntime, ..LoadOptions::default() };
     let onnx =
         std::fs::read(&work.onnx).map_err(|error| format!("reading {}: {error}", work.onnx.display()))?;
     engine::load(&onnx, &options).map(|loaded| loaded.model).map_err(|error| error.to_string())

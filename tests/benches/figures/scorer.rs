@@ -70,8 +70,15 @@ async fn through_the_queue(live: Arc<Live>, inputs: Tensors) -> Result<Vec<f64>,
 fn serve(scorer: &Scorer, options: &LoadOptions) -> Result<Arc<Live>, Failure> {
     let bundle = Verified::local(&sample::bundle()).map_err(|error| error.to_string())?;
     let name = MODEL.parse::<ModelName>().map_err(|error| format!("{MODEL}: {error}"))?;
-    let settings =
-        Settings { provider: options.provider, threads: 1, instances: 1, queue: 64, collect: None };
+    let settings = Settings {
+        provider: options.provider,
+        threads: 1,
+        instances: 1,
+        queue: 64,
+        batching: Default::default(),
+        tuning: Default::default(),
+        collect: None,
+    };
     let proven = prove(&bundle, &name, sample::VERSION, &settings, options.onnxruntime.clone())
         .map_err(|error| error.to_string())?;
     scorer.swap(proven).map_err(|error| error.to_string())?;

@@ -18,6 +18,7 @@ use crate::model::{InputError, Model, ScoreError};
 use crate::onnx::{OnnxFile, Operator};
 use crate::signature::Signature;
 use crate::tensor::{Data, Element, Tensor, Tensors, elements};
+use crate::tuning::Optimization;
 
 /// Loads a model on ONNX Runtime.
 pub(crate) fn load(
@@ -28,7 +29,7 @@ pub(crate) fn load(
     let library = usable(provider, options.onnxruntime.as_deref())
         .map_err(|why| LoadError::unavailable(provider, why))?;
     let start = |provider, everything| {
-        contained(|| session(&library, &file.bytes, provider, options.threads, everything))
+        contained(|| session(&library, file, provider, options, everything))
             .unwrap_or_else(|panic| Err(Failure::Model(panic)))
     };
     // First as a whole on the provider; if it does not take every operator, with the rest on the CPU, and said so.
@@ -130,23 +131,24 @@ fn usable(provider: Provider, named: Option<&Path>) -> Result<std::sync::Arc<Lib
 /// `everything`: fail rather than leave an operator to the CPU.
 fn session(
     library: &Library,
-    onnx: &[u8],
+    file: &OnnxFile<'_>,
     provider: Provider,
-    threads: usize,
+    options: &LoadOptions,
     everything: bool,
 ) -> Result<Session, Failure> {
-    let builder = configured(library, provider, threads, everything);
+    let builder = configured(library, &file.signature, provider, options, everything);
     let mut builder = builder.map_err(|error| Failure::Provider(error.to_string()))?;
-    builder.commit_from_memory(onnx).map_err(|error| Failure::Model(error.to_string()))
+    builder.commit_from_memory(&file.bytes).map_err(|error| Failure::Model(error.to_string()))
 }
 
 fn configured(
     library: &Library,
+    signature: &Signature,
     provider: Provider,
-    threads: usize,
+    options: &LoadOptions,
     everything: bool,
 ) -> ort::Result<SessionBuilder> {
-    let threads = match threads {
+    let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
@@ -155,13 +157,23 @@ fn configured(
         .with_inter_threads(1)?
         // An idle model must cost no power; the price is a few microseconds to wake a thread.
         .with_intra_op_spinning(false)?
-        .with_optimization_level(GraphOptimizationLevel::All)?
-        .with_execution_providers(providers(provider))?;
+        .with_optimization_level(match options.tuning.optimization {
+            Optimization::None => GraphOptimizationLevel::Disable,
+            Optimization::Basic => GraphOptimizationLevel::Level1,
+            Optimization::Extended => GraphOptimizationLevel::Level2,
+            Optimization::All => GraphOptimizationLevel::All,
+        })?
+        // A plan of the memory is kept for each shape that ever came; where shapes are free that takes twice the memory and
+        // saves no time.
+        .with_memory_pattern(signature.inputs.iter().all(|input| !input.shape.contains(&None)))?
+        .with_execution_providers(providers(provider, options.tuning.arena))?;
     Ok(if everything { builder.with_disable_cpu_fallback()? } else { builder })
 }
 
-fn providers(provider: Provider) -> Vec<ExecutionProviderDispatch> {
+fn providers(provider: Provider, arena: bool) -> Vec<ExecutionProviderDispatch> {
     let providers = match provider {
+        // Beside another provider it must not be named: ONNX Runtime refuses that where it is also told not to fall back to it.
+        Provider::Cpu if !arena => vec![ep::CPU::default().with_arena_allocator(false).build()],
         Provider::Auto | Provider::Tract | Provider::Cpu => vec![],
         Provider::Cuda => vec![ep::CUDA::default().build()],
         Provider::TensorRt => vec![ep::TensorRT::default().build(), ep::CUDA::default().build()],

@@ -176,6 +176,20 @@ pub(super) struct ModelStatistics {
     pub(super) execution_count: u64,
     #[prost(message, optional, tag = "6")]
     pub(super) inference_stats: Option<InferStatistics>,
+    #[prost(message, repeated, tag = "7")]
+    pub(super) batch_stats: Vec<InferBatchStatistics>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct InferBatchStatistics {
+    #[prost(uint64, tag = "1")]
+    pub(super) batch_size: u64,
+    #[prost(message, optional, tag = "2")]
+    pub(super) compute_input: Option<StatisticDuration>,
+    #[prost(message, optional, tag = "3")]
+    pub(super) compute_infer: Option<StatisticDuration>,
+    #[prost(message, optional, tag = "4")]
+    pub(super) compute_output: Option<StatisticDuration>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -241,15 +255,25 @@ pub(super) struct ModelConfig {
     pub(super) name: String,
     #[prost(string, tag = "2")]
     pub(super) platform: String,
-    /// 0: shapes are given whole, the batch dimension included.
+    /// 0: shapes are given whole, the batch dimension included; else they are given without it.
     #[prost(int32, tag = "4")]
     pub(super) max_batch_size: i32,
     #[prost(message, repeated, tag = "5")]
     pub(super) input: Vec<ModelInput>,
     #[prost(message, repeated, tag = "6")]
     pub(super) output: Vec<ModelOutput>,
+    #[prost(message, optional, tag = "11")]
+    pub(super) dynamic_batching: Option<DynamicBatching>,
     #[prost(string, tag = "17")]
     pub(super) backend: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct DynamicBatching {
+    #[prost(int32, repeated, tag = "1")]
+    pub(super) preferred_batch_size: Vec<i32>,
+    #[prost(uint64, tag = "2")]
+    pub(super) max_queue_delay_microseconds: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]

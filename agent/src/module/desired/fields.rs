@@ -138,7 +138,7 @@ pub(super) fn boolean(value: &Value) -> Result<bool, String> {
 }
 
 /// A number without a fraction, however it is written.
-pub(super) fn whole(range: RangeInclusive<u64>) -> impl FnOnce(&Value) -> Result<u64, String> {
+pub(super) fn whole(range: RangeInclusive<u64>) -> impl Fn(&Value) -> Result<u64, String> {
     move |value| {
         // As far as a double counts exactly.
         let exact = |number: &f64| number.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(number);
@@ -150,10 +150,21 @@ pub(super) fn whole(range: RangeInclusive<u64>) -> impl FnOnce(&Value) -> Result
 }
 
 /// As [`whole`], for counts that are small.
-pub(super) fn small(range: RangeInclusive<u32>) -> impl FnOnce(&Value) -> Result<u32, String> {
+pub(super) fn small(range: RangeInclusive<u32>) -> impl Fn(&Value) -> Result<u32, String> {
     move |value| {
         let number = whole(u64::from(*range.start())..=u64::from(*range.end()))(value)?;
         u32::try_from(number).map_err(|error| error.to_string())
+    }
+}
+
+/// A list of at most so many values.
+pub(super) fn several<T>(
+    most: usize,
+    read: impl Fn(&Value) -> Result<T, String>,
+) -> impl FnOnce(&Value) -> Result<Vec<T>, String> {
+    move |value| match value.as_array() {
+        Some(values) if values.len() <= most => values.iter().map(read).collect(),
+        _ => Err(format!("must be a list of at most {most}")),
     }
 }
 

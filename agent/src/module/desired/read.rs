@@ -1,23 +1,24 @@
 //! Reads the desired properties, section by section.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use cloud_sync::contract::{Collect, ModelSettings};
 use cloud_sync::digest::Digest;
-use cloud_sync::limits::{MAX_BUNDLE_BYTES, MAX_MODELS};
+use cloud_sync::limits::{MAX_BUNDLE_BYTES, MAX_MODELS, MAX_PREFERRED};
 use cloud_sync::name::{DeviceId, ModelName};
 use cloud_sync::session::{Credentials, TlsFiles};
 use cloud_sync::topic::Root;
-use engine::Provider;
+use engine::{Optimization, Provider};
 use serde_json::Value;
 
-use super::fields::{Fields, boolean, entries, joined, mistake, share, small, text, whole};
+use super::fields::{Fields, boolean, entries, joined, mistake, several, share, small, text, whole};
 use super::{Mistake, Registry, Route, WantedModel, Wishes};
 use crate::config::value;
 use crate::fetch::Source;
 use crate::module::MAX_INTEGER;
 use crate::module::merge::Object;
-use crate::settings::{MAX_INSTANCES, MAX_QUEUE, MAX_THREADS};
+use crate::settings::{MAX_BATCH, MAX_DELAY, MAX_INSTANCES, MAX_QUEUE, MAX_THREADS};
 
 /// Most routes: as many as models, and more than a device's sensors need.
 const MAX_ROUTES: usize = 64;
@@ -109,19 +110,41 @@ fn model(value: &Value, path: &str, mistakes: &mut Vec<Mistake>) -> Option<Wante
 }
 
 fn settings(value: &Value, path: &str, mistakes: &mut Vec<Mistake>) -> Option<ModelSettings> {
-    let known = ["provider", "threads", "instances", "queue", "collect"];
+    let known = [
+        "provider",
+        "threads",
+        "instances",
+        "queue",
+        "maxBatch",
+        "maxDelay",
+        "preferredBatch",
+        "optimization",
+        "arena",
+        "collect",
+    ];
     let mut fields = Fields::of(value, path, &known, mistakes)?;
     let provider = |name: &str| value::parsed::<Provider>(name).map(|_| name.to_owned());
     let provider = fields.optional("provider", text(provider));
     let threads = fields.optional("threads", small(0..=MAX_THREADS));
     let instances = fields.optional("instances", small(1..=MAX_INSTANCES));
     let queue = fields.optional("queue", small(1..=MAX_QUEUE));
+    let max_batch = fields.optional("maxBatch", small(0..=MAX_BATCH));
+    let max_delay = fields.optional("maxDelay", text(value::duration(Duration::ZERO..=MAX_DELAY)));
+    let optimization = |name: &str| value::parsed::<Optimization>(name).map(|_| name.to_owned());
+    let optimization = fields.optional("optimization", text(optimization));
+    let arena = fields.optional("arena", boolean);
+    let preferred = fields.optional("preferredBatch", several(MAX_PREFERRED, small(1..=MAX_BATCH)));
     let collect = fields.nested("collect", collect);
     Some(ModelSettings {
         provider: provider?,
         threads: threads?,
         instances: instances?,
         queue: queue?,
+        max_batch: max_batch?,
+        max_delay_us: max_delay?.map(|delay| u64::try_from(delay.as_micros()).unwrap_or(u64::MAX)),
+        preferred_batch: preferred?,
+        optimization: optimization?,
+        arena: arena?,
         collect: collect?,
     })
 }

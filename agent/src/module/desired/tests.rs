@@ -42,6 +42,8 @@ fn every_key_is_read() {
         "models": {"power-demand": {
             "$metadata": {}, "version": 3, "digest": DIGEST, "source": "https://host/x.bundle", "size": 141276.0,
             "attempt": 2, "settings": {"provider": "cpu", "threads": 0, "instances": 2, "queue": 8,
+                                       "maxBatch": 16, "maxDelay": "500us", "preferredBatch": [4, 8],
+                                       "optimization": "basic", "arena": false,
                                        "collect": {"enabled": false}}},
             "other": {"version": 1, "digest": DIGEST}, "gone": null},
         "routes": [{"input": "readings", "model": "power-demand", "output": "predictions"},
@@ -59,6 +61,9 @@ fn every_key_is_read() {
     assert_eq!(model.source, Source::Https("https://host/x.bundle".to_owned()));
     let settings = &model.settings;
     assert_eq!((settings.threads, settings.instances, settings.queue), (Some(0), Some(2), Some(8)));
+    assert_eq!((settings.max_batch, settings.max_delay_us), (Some(16), Some(500)));
+    assert_eq!(settings.preferred_batch, Some(vec![4, 8]));
+    assert_eq!((settings.optimization.as_deref(), settings.arena), (Some("basic"), Some(false)));
     assert_eq!(settings.collect, Some(Collect { enabled: false, rate: 1.0 }));
     let other = &models[&name("other")];
     assert_eq!((&other.source, other.size, other.attempt), (&Source::Registry, None, 0));
@@ -155,6 +160,13 @@ fn values_are_held_to_the_limits_of_the_configuration() {
         json!({"instances": 0}),
         json!({"queue": 4097}),
         json!({"queue": "64"}),
+        json!({"maxBatch": 4097}),
+        json!({"maxDelay": "2s"}),
+        json!({"preferredBatch": [0]}),
+        json!({"preferredBatch": 4}),
+        json!({"optimization": "most"}),
+        json!({"arena": 1}),
+        json!({"preferredBatch": vec![1; 17]}),
         json!({"collect": {"rate": 1.01}}),
         json!({"collect": {"enabled": 1}}),
         json!([]),

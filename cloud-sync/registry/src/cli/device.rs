@@ -28,6 +28,15 @@ pub(super) struct Deploy {
     /// Workers, each with the model loaded.
     #[arg(long)]
     instances: Option<u32>,
+    /// Most rows of several requests that are scored as one; 0 for each request alone.
+    #[arg(long, value_name = "ROWS")]
+    max_batch: Option<u32>,
+    /// Longest time that a request waits for others to be scored with, such as 500us.
+    #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
+    max_delay: Option<Duration>,
+    /// Rows at which no others are waited for.
+    #[arg(long, value_delimiter = ',', value_name = "ROWS,…")]
+    preferred_batch: Option<Vec<u32>>,
     /// Whether its rows are collected, or which share of them, 0 to 1; the device's own setting where none is given.
     #[arg(long, value_parser = collect, value_name = "on|off|RATE")]
     collect: Option<Collect>,
@@ -79,6 +88,11 @@ pub(super) fn deploy(context: &Context, arguments: Deploy) -> Result<(), CliErro
             provider: arguments.provider.map(|provider| provider.to_string()),
             threads: arguments.threads,
             instances: arguments.instances,
+            max_batch: arguments.max_batch,
+            max_delay_us: arguments
+                .max_delay
+                .map(|delay| u64::try_from(delay.as_micros()).unwrap_or(u64::MAX)),
+            preferred_batch: arguments.preferred_batch,
             collect: arguments.collect,
             ..ModelSettings::default()
         },

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use cloud_sync::contract::ModelSettings;
+use cloud_sync::limits::MAX_PREFERRED;
 use cloud_sync::name::{DeviceId, ModelName, ModelVersion};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -162,6 +163,16 @@ fn check_settings(settings: &ModelSettings) -> Result<(), RegistryError> {
     if let Some(provider) = &settings.provider {
         let known: Result<engine::Provider, _> = provider.parse();
         known.map_err(|error| RegistryError::Invalid(error.to_string()))?;
+    }
+    if let Some(optimization) = &settings.optimization {
+        let known: Result<engine::Optimization, _> = optimization.parse();
+        known.map_err(|error| RegistryError::Invalid(error.to_string()))?;
+    }
+    let preferred = settings.preferred_batch.as_ref().map_or(0, Vec::len);
+    if preferred > MAX_PREFERRED {
+        return Err(RegistryError::Invalid(format!(
+            "preferred_batch holds {preferred} sizes; {MAX_PREFERRED} are possible"
+        )));
     }
     if settings.collect.is_some_and(|collect| !(0.0..=1.0).contains(&collect.rate)) {
         return Err(RegistryError::Invalid("collect.rate must be 0 to 1".to_owned()));

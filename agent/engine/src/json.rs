@@ -340,7 +340,7 @@ mod tests {
             says("[3]", "FP32", "[[1,2],[3]]").starts_with("tensor `x`: lists at one depth differ in length")
         );
         for large in ["[18446744073709551615,2]", "[18446744073709551615,0]"] {
-            assert!(says(large, "FP32", "[1]").ends_with("more elements than memory can address"), "{large}");
+            assert!(says(large, "FP32", "[1]").ends_with("is too large"), "{large}");
         }
         let ones = format!("[{}1]", "1,".repeat(16));
         assert!(says(&ones, "FP32", "[1]").contains("expected a shape of at most 16 dimensions"));

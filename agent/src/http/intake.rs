@@ -76,6 +76,11 @@ impl Intake {
             }
             let beyond = |length: usize| length.saturating_sub(INLINE_BYTES);
             share.merge(self.hold(beyond(bytes.len() + piece.len()) - beyond(bytes.len()))?);
+            // At most four times what has come: a large body is moved seldom, and one that is only announced takes little.
+            let ahead = announced.min(4 * bytes.capacity()).saturating_sub(bytes.len());
+            if bytes.capacity() - bytes.len() < piece.len() {
+                bytes.reserve(ahead.max(piece.len()));
+            }
             bytes.extend_from_slice(&piece);
         }
         Ok(Received { bytes: bytes.into(), _share: share })

@@ -222,12 +222,14 @@ impl<'a> Cursor<'a> {
     }
 
     /// Whether `byte` comes next; it is passed over if so.
+    #[inline]
     pub(super) fn take(&mut self, byte: u8) -> Result<bool, CursorError> {
         let is = self.peek()? == byte;
         self.at += usize::from(is);
         Ok(is)
     }
 
+    #[inline]
     fn expect(&mut self, byte: u8, what: &str) -> Result<(), CursorError> {
         if self.take(byte)? { Ok(()) } else { Err(self.wrong(&format!("expected {what}"))) }
     }

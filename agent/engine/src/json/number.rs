@@ -3,13 +3,15 @@
 //! Most numbers of a request have at most 19 digits and a small exponent: those are read in one pass with at most one
 //! multiplication or division. Whatever that could round wrongly goes to the standard library.
 
+use std::str::FromStr;
+
 use half::f16;
 
 /// A number of JSON, taken apart.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Number<'a> {
-    /// Its text.
-    text: &'a str,
+    /// Its text: digits, signs, a point and an `e`, of ASCII all.
+    text: &'a [u8],
     is_negative: bool,
     /// Its digits without the point.
     mantissa: u64,
@@ -29,6 +31,7 @@ pub(super) trait FromNumber: Sized {
 
 impl<'a> Number<'a> {
     /// Reads the number at the beginning of `json`; `None` where there is none, as the grammar of JSON has it.
+    #[inline]
     pub(super) fn read(json: &'a [u8]) -> Option<Self> {
         let mut digits = Digits::default();
         let is_negative = json.first() == Some(&b'-');
@@ -51,28 +54,36 @@ impl<'a> Number<'a> {
             let mut power = Digits::default();
             at = power.read(json, begin)?;
             // Beyond what any float holds; the digits decide then.
-            let power = i32::try_from(power.value).unwrap_or(i32::MAX / 2).min(i32::MAX / 2);
+            let known = Some(power.value).filter(|_| power.count <= FEW);
+            let power =
+                known.and_then(|power| i32::try_from(power).ok()).unwrap_or(i32::MAX).min(i32::MAX / 2);
             exponent = exponent.saturating_add(if sign == Some(&b'-') { -power } else { power });
         }
-        let text = std::str::from_utf8(json.get(..at)?).ok()?;
-        let Digits { value: mantissa, is_exact, .. } = digits;
+        let text = json.get(..at)?;
+        let exact = if digits.count <= FEW { Some(digits.value) } else { many_digits(text) };
+        let (mantissa, is_exact) = (exact.unwrap_or_default(), exact.is_some());
         Some(Self { text, is_negative, mantissa, exponent, is_exact, is_integer })
     }
 
-    /// How it is written.
-    pub(super) fn text(&self) -> &'a str {
-        self.text
+    /// How many bytes it takes.
+    pub(super) fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// What the standard library makes of it.
+    fn parse<T: FromStr>(&self) -> Option<T> {
+        std::str::from_utf8(self.text).ok()?.parse().ok()
     }
 
     fn signed<T: std::ops::Neg<Output = T>>(&self, magnitude: T) -> T {
         if self.is_negative { -magnitude } else { magnitude }
     }
 
-    /// Its magnitude within two units in the last place of an `f64`; `None` where that can't be said in one step.
-    fn near(&self) -> Option<f64> {
-        let power = *POWERS.get(self.exponent.unsigned_abs() as usize)?;
-        let digits = self.mantissa as f64;
-        self.is_exact.then(|| if self.exponent < 0 { digits / power } else { digits * power })
+    /// Its digits and the power of ten that they are multiplied or divided by; `None` where they are too many.
+    fn parts(&self) -> Option<(f64, usize)> {
+        // No float is made of an unsigned number in one step.
+        let digits = i64::try_from(self.mantissa).ok()? as f64;
+        self.is_exact.then_some((digits, self.exponent.unsigned_abs() as usize))
     }
 
     /// The integer that it is, also where it is written with a point: clients that know only floats write 3.0. Up to 2^53
@@ -92,15 +103,26 @@ const POWERS: [f64; 23] = [
     1e19, 1e20, 1e21, 1e22,
 ];
 
+/// What is nearest to the powers of a tenth.
+const PARTS: [f64; 23] = [
+    1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-15,
+    1e-16, 1e-17, 1e-18, 1e-19, 1e-20, 1e-21, 1e-22,
+];
+
 /// Up to here an `f64` holds every integer.
 const INTEGERS: f64 = 9_007_199_254_740_992.0;
 
 impl FromNumber for f64 {
     fn from_number(number: &Number<'_>) -> Option<f64> {
         // Both operands are exact, so the one operation rounds once.
-        match number.near() {
-            Some(near) if number.mantissa as f64 <= INTEGERS => Some(number.signed(near)),
-            _ => number.text.parse().ok().filter(|float: &f64| float.is_finite()),
+        let exact =
+            number.parts().filter(|_| number.mantissa as f64 <= INTEGERS).and_then(|(digits, power)| {
+                let power = POWERS.get(power)?;
+                Some(if number.exponent < 0 { digits / power } else { digits * power })
+            });
+        match exact {
+            Some(exact) => Some(number.signed(exact)),
+            None => number.parse().filter(|float: &f64| float.is_finite()),
         }
     }
 }
@@ -110,12 +132,16 @@ impl FromNumber for f32 {
         /// Half a unit of an `f32` in the bits that an `f64` has more, and those bits.
         const HALF: u64 = 1 << 28;
         const MORE: u64 = 2 * HALF - 1;
-        /// Farther from the middle between two floats than this, a value is rounded rightly though it is off by a little.
+        /// Farther from the middle between two floats than this, a value is rounded rightly though it is off by a little:
+        /// by three roundings here.
         const MARGIN: u64 = 8;
-        // What is near is no subnormal: it is at least 10^-22, or 0.
-        let float = match number.near() {
+        // To multiply is quicker than to divide. What comes of it is no subnormal: it is at least 10^-22, or 0.
+        let near = number.parts().and_then(|(digits, power)| {
+            Some(digits * if number.exponent < 0 { PARTS.get(power)? } else { POWERS.get(power)? })
+        });
+        let float = match near {
             Some(near) if (near.to_bits() & MORE).abs_diff(HALF) > MARGIN => number.signed(near as f32),
-            _ => number.text.parse().ok()?,
+            _ => number.parse()?,
         };
         Some(float).filter(|float| float.is_finite())
     }
@@ -139,49 +165,48 @@ macro_rules! integers {
 
 integers!(i8 i16 i32 i64 u8 u16 u32 u64);
 
+/// As many digits as any `u64` holds.
+const FEW: usize = 19;
+
 /// Digits that are being read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Digits {
+    /// Their value, where there are no more than [`FEW`].
     value: u64,
     count: usize,
-    is_exact: bool,
-}
-
-impl Default for Digits {
-    fn default() -> Self {
-        Self { value: 0, count: 0, is_exact: true }
-    }
 }
 
 impl Digits {
     /// Reads digits from `begin` on, one at the least, after those that were read before; says where they end.
     fn read(&mut self, json: &[u8], begin: usize) -> Option<usize> {
-        /// As many digits as any `u64` takes.
-        const FEW: usize = 19;
-        let mut at = begin;
-        while self.count + 8 <= FEW {
-            let Some(eight) = json.get(at..).and_then(<[u8]>::first_chunk).and_then(eight_digits) else {
+        let mut rest = json.get(begin..)?;
+        let all = rest.len();
+        while let Some((eight, after)) = rest.split_first_chunk() {
+            let Some(eight) = eight_digits(eight) else { break };
+            self.value = self.value.wrapping_mul(100_000_000).wrapping_add(eight);
+            rest = after;
+        }
+        while let Some((byte, after)) = rest.split_first() {
+            let digit = byte.wrapping_sub(b'0');
+            if digit > 9 {
                 break;
-            };
-            self.value = self.value * 100_000_000 + eight;
-            self.count += 8;
-            at += 8;
-        }
-        while let Some(digit) = json.get(at).map(|byte| byte.wrapping_sub(b'0')).filter(|digit| *digit < 10) {
-            // Zeros in front are no digits.
-            self.count += usize::from(self.value > 0 || digit > 0);
-            let next = match self.count <= FEW {
-                true => Some(self.value * 10 + u64::from(digit)),
-                false => self.value.checked_mul(10).and_then(|value| value.checked_add(u64::from(digit))),
-            };
-            match next {
-                Some(next) => self.value = next,
-                None => self.is_exact = false,
             }
-            at += 1;
+            self.value = self.value.wrapping_mul(10).wrapping_add(u64::from(digit));
+            rest = after;
         }
-        (at > begin).then_some(at)
+        let count = all - rest.len();
+        self.count += count;
+        (count > 0).then_some(begin + count)
     }
+}
+
+/// The digits of a number that has more than [`FEW`], or zeros in front of fewer; `None` where no `u64` holds them.
+fn many_digits(text: &[u8]) -> Option<u64> {
+    let digits =
+        text.iter().take_while(|byte| !matches!(byte, b'e' | b'E')).filter(|byte| byte.is_ascii_digit());
+    digits
+        .map(|byte| u64::from(byte - b'0'))
+        .try_fold(0u64, |value, digit| value.checked_mul(10)?.checked_add(digit))
 }
 
 /// The value of eight digits, read at once: sums of neighbours, then of pairs, then of fours.
@@ -205,7 +230,7 @@ mod tests {
 
     fn read<T: FromNumber>(text: &str) -> Option<T> {
         let number = Number::read(text.as_bytes())?;
-        assert_eq!(number.text(), text);
+        assert_eq!(number.len(), text.len());
         T::from_number(&number)
     }
 
@@ -220,8 +245,8 @@ mod tests {
             let number = Number::read(text.as_bytes());
             assert!(number.is_none(), "{text}: {number:?}");
         }
-        assert_eq!(Number::read(b"1,2").unwrap().text(), "1");
-        assert_eq!(Number::read(b"0.5]").unwrap().text(), "0.5");
+        assert_eq!(Number::read(b"1,2").unwrap().len(), 1);
+        assert_eq!(Number::read(b"0.5]").unwrap().len(), 3);
     }
 
     #[test]
@@ -251,6 +276,8 @@ mod tests {
             "33554431.0000000001",
             "1.00000005960464477540",
             "9999999999999999999999e-22",
+            "0.00000000000000000000000000125",
+            "1e00000000000000000000000000000000000000002",
         ] {
             same(text).unwrap();
         }

@@ -3,7 +3,7 @@
 //! - [`Parent`] what the caller says, as W3C Trace Context; `export` the way to a collector; `otlp` what it is told.
 //!
 //! Invariants:
-//! - Where tracing is off, or a request is not sampled, nothing is allocated for it.
+//! - Where tracing is off, nothing is allocated for a request.
 //! - No request waits for a collector: a span that finds the queue full is dropped and counted.
 //! - A span is told once, however its request ends: it leaves when it is dropped.
 

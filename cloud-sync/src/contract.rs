@@ -163,7 +163,7 @@ pub struct ModelSettings {
     /// `auto`, `tract`, `cpu`, `cuda`, …: see the engine's providers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
-    /// Threads within one score; 0 for as many as there are cores.
+    /// Threads within one score; 0 for as many as prove quickest there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
     /// Workers, each with the model loaded.

@@ -51,6 +51,9 @@ pub(super) struct Arguments {
     /// The body of each request, from a file; made up by what the server says of the model where none is given
     #[arg(long, value_name = "FILE", conflicts_with_all = ["binary", "rows"])]
     input: Option<PathBuf>,
+    /// A file with the key that callers need there, as `http.keys` has it: its first line
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
     /// The server's process, whose processor time and memory are shown [default: who listens there, on this machine]
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
@@ -62,8 +65,11 @@ pub(super) struct Arguments {
 pub(super) fn bench(arguments: &Arguments) -> Result<(), Error> {
     let wrong = |why: String| Error::Bench { url: arguments.url.clone(), why };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let endpoint =
-        Endpoint::of(&arguments.url, &arguments.model, arguments.version.as_deref()).map_err(wrong)?;
+    let key = arguments.key_file.as_deref().map(super::read_input).transpose()?;
+    let key =
+        key.map(|text| String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned());
+    let version = arguments.version.as_deref();
+    let endpoint = Endpoint::of(&arguments.url, &arguments.model, version, key).map_err(wrong)?;
     let call = match &arguments.input {
         Some(path) => endpoint.call_with(super::read_input(path)?.into(), None),
         None => runtime.block_on(endpoint.call(arguments.rows.get(), arguments.binary)).map_err(wrong)?,
@@ -101,6 +107,7 @@ mod tests {
             rows: NonZeroUsize::MIN,
             binary: false,
             input: None,
+            key_file: None,
             pid: None,
             json: false,
         };

@@ -18,12 +18,14 @@ const TRIES: usize = 5;
 /// More threads than one must save this part of the time, one in eight, for they take it from others.
 const WORTH: u32 = 8;
 
-/// Loads a model with as many threads as are good for it, and says with how many. `inputs` are what it is measured on.
+/// Loads a model with as many threads as are good for it, and says with how many. `inputs` are what it is measured on;
+/// `room` says whether so many bytes more fit into the memory, where it is held twice meanwhile.
 pub(super) fn load(
     onnx: &[u8],
     options: &LoadOptions,
     settings: &Settings,
     inputs: Option<&Tensors>,
+    room: impl FnOnce(u64) -> bool,
 ) -> Result<(Loaded, u32), LoadError> {
     let with = |threads: usize| engine::load(onnx, &LoadOptions { threads, ..options.clone() });
     if settings.threads > 0 {
@@ -39,13 +41,13 @@ pub(super) fn load(
         return Ok((alone, 1));
     };
     // What can't score these inputs is not measured; whether it is right is not asked here.
-    let Ok(took) = quickest(&mut alone, inputs) else { return Ok((alone, 1)) };
-    if took < SHORT {
+    let Ok([took]) = quickest([&mut alone], inputs) else { return Ok((alone, 1)) };
+    if took < SHORT || !room(alone.memory_bytes) {
         return Ok((alone, 1));
     }
-    let mut together = with(each)?;
-    match quickest(&mut together, inputs) {
-        Ok(less) if less + took / WORTH < took => {
+    let Ok(mut together) = with(each) else { return Ok((alone, 1)) };
+    match quickest([&mut alone, &mut together], inputs) {
+        Ok([took, less]) if less + took / WORTH < took => {
             together.memory_bytes = alone.memory_bytes;
             Ok((together, u32::try_from(each).unwrap_or(u32::MAX)))
         }
@@ -53,15 +55,21 @@ pub(super) fn load(
     }
 }
 
-fn quickest(loaded: &mut Loaded, inputs: &Tensors) -> Result<Duration, ScoreError> {
+/// The quickest score of each, in turns, so that what else the machine does slows all.
+fn quickest<const N: usize>(
+    mut models: [&mut Loaded; N],
+    inputs: &Tensors,
+) -> Result<[Duration; N], ScoreError> {
     // The first pays for lazy set-up.
-    loaded.model.score(inputs)?;
-    let mut quickest = Duration::MAX;
+    models.iter_mut().try_for_each(|loaded| loaded.model.score(inputs).map(drop))?;
+    let mut quickest = [Duration::MAX; N];
     for _ in 0..TRIES {
-        let begun = Instant::now();
-        loaded.model.score(inputs)?;
-        quickest = quickest.min(begun.elapsed());
-        if quickest > SHORT * 100 {
+        for (loaded, quickest) in models.iter_mut().zip(&mut quickest) {
+            let begun = Instant::now();
+            loaded.model.score(inputs)?;
+            *quickest = begun.elapsed().min(*quickest);
+        }
+        if quickest.iter().any(|quickest| *quickest > SHORT * 100) {
             break;
         }
     }

@@ -88,7 +88,10 @@ async fn count(State(api): State<Api>, mut request: Request, next: Next) -> Resp
     let span = if watched { None } else { spans::begin(&api.service.tracer, &request) };
     let work = async {
         let response = match &api.keys {
-            Some(keys) if !is_open && !keys.admit(request.headers()) => {
+            // A page's browser asks what it may before it says who it is.
+            Some(keys)
+                if !is_open && request.method() != Method::OPTIONS && !keys.admit(request.headers()) =>
+            {
                 answer_for(&uri, &Failure::unauthorized().closing())
             }
             _ => next.run(request).await,

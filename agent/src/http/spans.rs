@@ -28,9 +28,15 @@ pub(super) fn begin(tracer: &Tracer, request: &Request) -> Option<Span> {
         return Some(span);
     }
     let method = match *request.method() {
-        Method::GET | Method::POST | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE => {
-            request.method().as_str()
-        }
+        Method::GET
+        | Method::POST
+        | Method::HEAD
+        | Method::OPTIONS
+        | Method::PUT
+        | Method::PATCH
+        | Method::DELETE
+        | Method::CONNECT
+        | Method::TRACE => request.method().as_str(),
         _ => "_OTHER",
     };
     span.set("http.request.method", text(method));

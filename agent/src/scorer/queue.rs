@@ -61,8 +61,9 @@ impl Jobs {
         batch.push(first);
         let Some(mut rows) = rows_of_first else { return };
         let most = batching.max_rows as usize;
+        let mut enough = false;
         while rows < most {
-            let enough = batching.preferred.iter().any(|preferred| *preferred as usize == rows);
+            enough |= batching.preferred.iter().any(|preferred| *preferred as usize == rows);
             let Some(job) = self.next_until(if enough { None } else { Some(until) }) else { return };
             if job.answer.is_closed() {
                 continue;

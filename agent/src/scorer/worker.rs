@@ -54,6 +54,10 @@ impl Worker {
                 shop.score_as_one(&mut instance, &mut jobs);
             }
             for Job { inputs, enqueued, answer } in jobs.drain(..) {
+                // Gone while others were scored.
+                if answer.is_closed() {
+                    continue;
+                }
                 let result = instance.score(&shop.name, &inputs, enqueued.elapsed());
                 if let Ok(scored) = &result {
                     shop.counted(batch::rows(&inputs), scored.computed);

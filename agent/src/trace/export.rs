@@ -124,7 +124,7 @@ impl Exporter {
 
     async fn tell(mut self, stop: &CancellationToken) {
         let mut batch = Vec::new();
-        while !stop.is_cancelled() {
+        while !stop.is_cancelled() && !self.waiting.is_closed() {
             stop.run_until_cancelled(self.gather(&mut batch)).await;
             if !batch.is_empty() {
                 self.send(std::mem::take(&mut batch), stop).await;

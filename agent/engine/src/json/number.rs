@@ -116,7 +116,7 @@ impl FromNumber for f64 {
     fn from_number(number: &Number<'_>) -> Option<f64> {
         // Both operands are exact, so the one operation rounds once.
         let exact =
-            number.parts().filter(|_| number.mantissa as f64 <= INTEGERS).and_then(|(digits, power)| {
+            number.parts().filter(|_| number.mantissa <= INTEGERS as u64).and_then(|(digits, power)| {
                 let power = POWERS.get(power)?;
                 Some(if number.exponent < 0 { digits / power } else { digits * power })
             });
@@ -270,6 +270,7 @@ mod tests {
             "-1e-400",
             "4.9406564584124654e-324",
             "9007199254740993",
+            "90071992547409.93",
             "16777217",
             "0.000000000000000000000000000001",
             "1e99999999999999999999",

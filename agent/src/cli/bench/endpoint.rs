@@ -1,21 +1,30 @@
 //! A model at a server of the Open Inference Protocol, and one request to it.
 
+use std::time::Duration;
+
 use axum::http::{Method, Request, Uri, header};
 use bytes::Bytes;
 use engine::signature::MAX_ZEROS;
 use engine::{Data, DataType, Tensor, binary, json};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
+/// Longest that a server may take to be reached, and for an answer: as long as the agent itself gives a score by default.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Largest answer that is read: that of a segmented picture, many times.
+const MAX_ANSWER_BYTES: usize = 256 << 20;
+
 /// Where a model answers.
 pub(super) struct Endpoint {
     host: String,
     port: u16,
     path: String,
+    key: Option<String>,
 }
 
 /// A request that is sent over and over. Cheap to clone.
@@ -24,6 +33,7 @@ pub(super) struct Call {
     host: String,
     port: u16,
     path: String,
+    key: Option<String>,
     body: Bytes,
     json_length: Option<usize>,
 }
@@ -44,14 +54,22 @@ struct Input {
 }
 
 impl Endpoint {
-    pub(super) fn of(url: &str, model: &str, version: Option<&str>) -> Result<Self, String> {
+    /// Of a model at `url`, and the key that callers need there, if any.
+    pub(super) fn of(
+        url: &str,
+        model: &str,
+        version: Option<&str>,
+        key: Option<String>,
+    ) -> Result<Self, String> {
         let wrong = || "expected http://HOST[:PORT]".to_owned();
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         let host = uri.host().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(wrong)?;
         let base = uri.path().trim_end_matches('/');
         let version = version.map(|version| format!("/versions/{version}")).unwrap_or_default();
         let path = format!("{base}/v2/models/{model}{version}");
-        Ok(Self { host: host.to_owned(), port: uri.port_u16().unwrap_or(80), path })
+        // An address of IPv6 stands in brackets in a URL, and there alone.
+        let host = host.trim_matches(['[', ']']).to_owned();
+        Ok(Self { host, port: uri.port_u16().unwrap_or(80), path, key })
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -61,7 +79,8 @@ impl Endpoint {
     /// A request of this body.
     pub(super) fn call_with(&self, body: Bytes, json_length: Option<usize>) -> Call {
         let path = format!("{}/infer", self.path);
-        Call { host: self.host.clone(), port: self.port, path, body, json_length }
+        let (host, key) = (self.host.clone(), self.key.clone());
+        Call { host, port: self.port, path, key, body, json_length }
     }
 
     /// A request for what the server says that the model takes, with `rows` of it. Its numbers are halves, for zeros are
@@ -106,8 +125,9 @@ impl Call {
     pub(super) async fn connect(&self) -> Result<Connection, String> {
         let wrong =
             |error: &dyn std::fmt::Display| format!("connecting: {error}; does a server listen there?");
-        let stream =
-            TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|error| wrong(&error))?;
+        let connecting = TcpStream::connect((self.host.as_str(), self.port));
+        let connected = tokio::time::timeout(PATIENCE, connecting).await.map_err(|error| wrong(&error))?;
+        let stream = connected.map_err(|error| wrong(&error))?;
         stream.set_nodelay(true).map_err(|error| wrong(&error))?;
         let (sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| wrong(&error))?;
@@ -128,11 +148,18 @@ impl Connection {
                 .header(header::CONTENT_TYPE, "application/octet-stream")
                 .header("inference-header-content-length", length),
         };
+        if let Some(key) = &call.key {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+        }
         let request = request.body(Full::new(call.body.clone())).map_err(|error| error.to_string())?;
-        let answer = self.0.send_request(request).await.map_err(|error| error.to_string())?;
-        let status = answer.status().as_u16();
-        let body = answer.into_body().collect().await.map_err(|error| error.to_string())?;
-        Ok((status, body.to_bytes()))
+        let asking = async {
+            let answer = self.0.send_request(request).await.map_err(|error| error.to_string())?;
+            let status = answer.status().as_u16();
+            let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+            Ok((status, body.map_err(|error| error.to_string())?.to_bytes()))
+        };
+        let asked = tokio::time::timeout(PATIENCE, asking).await;
+        asked.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
     }
 }
 

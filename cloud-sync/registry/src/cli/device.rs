@@ -22,7 +22,7 @@ pub(super) struct Deploy {
     /// What runs it: auto, tract, cpu, cuda, tensorrt, …; the device's own setting where none is given.
     #[arg(long)]
     provider: Option<engine::Provider>,
-    /// Threads within one score; 0 for as many as there are cores.
+    /// Threads within one score; 0 for as many as prove quickest there.
     #[arg(long)]
     threads: Option<u32>,
     /// Workers, each with the model loaded.

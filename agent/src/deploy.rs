@@ -12,6 +12,7 @@
 //! - What may pass (a disk that does not answer) is tried again; only what is the version's fault rejects it.
 //! - Effects answer with the digest that they were for; an answer for another target is ignored.
 
+mod batches;
 pub mod driver;
 mod jobs;
 pub mod prove;

@@ -158,7 +158,9 @@ fn shape(cursor: &mut Cursor<'_>) -> Result<Vec<usize>, CursorError> {
         if shape.len() == MAX_RANK {
             return Err(cursor.wrong(&format!("expected a shape of at most {MAX_RANK} dimensions")));
         }
-        shape.push(cursor.value()?);
+        let length =
+            cursor.value().map_err(|_| cursor.wrong("expected a shape of whole numbers, 0 or more"))?;
+        shape.push(length);
         Ok(())
     })?;
     Ok(shape)

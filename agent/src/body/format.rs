@@ -96,9 +96,12 @@ fn raw(message: &[u8], signature: &Signature) -> Result<Tensors, BodyError> {
         Some(rest) if row > 0 && rest > 0 && rest.is_multiple_of(row) => Some(rest / row),
         _ => None,
     };
-    let of_rows = if row > 0 { format!(" and whole rows of {row}") } else { String::new() };
-    let rows =
-        rows.ok_or_else(|| wrong(format!("the body has {} bytes, not {fixed}{of_rows}", message.len())))?;
+    let wanted = match (fixed, row) {
+        (fixed, 0) => format!("{fixed}"),
+        (0, row) => format!("whole rows of {row}"),
+        (fixed, row) => format!("{fixed} and whole rows of {row}"),
+    };
+    let rows = rows.ok_or_else(|| wrong(format!("the body has {} bytes, not {wanted}", message.len())))?;
     let mut rest = message;
     let tensors = signature.inputs.iter().zip(sizes).map(|(spec, (is_free, size))| {
         let shape = spec.shape.iter().map(|length| length.unwrap_or(rows)).collect();

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use cloud_sync::bundle::Accelerator;
 use cloud_sync::name::ModelName;
-use engine::golden::{self, Golden, Sample};
-use engine::{LoadError, LoadOptions, Model, Provider, Tensors, batch};
+use engine::golden::{self, Golden};
+use engine::{LoadError, LoadOptions, Model, Provider, Tensors};
 
-use super::threads;
+use super::{batches, threads};
 use crate::board::{Memory, Root};
 use crate::scorer::{Facts, Proven};
 use crate::settings::{Batching, Settings};
@@ -90,7 +90,7 @@ pub fn prove(
     }
     let mut settings = Settings { threads, ..settings.clone() };
     if settings.batching.is_on()
-        && let Err(why) = prove_batches(first.model.as_mut(), golden.as_ref(), settings.batching.max_rows)
+        && let Err(why) = batches::prove(first.model.as_mut(), golden.as_ref(), settings.batching.max_rows)
     {
         tracing::warn!(model = %name, version, "requests are scored alone, whatever max_batch says: {why}");
         settings.batching = Batching::default();
@@ -127,42 +127,6 @@ fn warm(model: &mut dyn Model, inputs: &Tensors) {
     if let Err(error) = (0..WARM_UP).try_for_each(|_| model.score(inputs).map(drop)) {
         tracing::debug!("not warmed up: {error}");
     }
-}
-
-/// Whether samples that are scored as one, of as many `rows` as fit, have the outputs that they have alone.
-fn prove_batches(
-    model: &mut dyn Model,
-    golden: Option<&(Golden, f64, f64)>,
-    rows: u32,
-) -> Result<(), String> {
-    if !model.signature().batch_dimension() {
-        return Err("not all of its inputs and outputs have a free first dimension".to_owned());
-    }
-    let unproven = || "no two golden samples fit together to prove it by".to_owned();
-    let (golden, rtol, atol) = golden.ok_or_else(unproven)?;
-    let together = together(golden, rows as usize).ok_or_else(unproven)?;
-    golden::check(model, &together, *rtol, *atol)
-        .map(drop)
-        .map_err(|error| format!("scored together, {error}"))
-}
-
-/// Samples as one: those that can be joined with the first, which is taken again where it is the only one.
-fn together(golden: &Golden, most: usize) -> Option<Golden> {
-    let first = golden.samples.first()?;
-    let mut rows = batch::rows(&first.inputs)?;
-    let mut samples = vec![first];
-    for sample in golden.samples.iter().skip(1).chain([first]) {
-        let more = batch::rows(&sample.inputs).filter(|more| rows.saturating_add(*more) <= most);
-        if let Some(more) = more.filter(|_| batch::alike(&first.inputs, &sample.inputs)) {
-            rows += more;
-            samples.push(sample);
-        }
-    }
-    // One by itself proves nothing.
-    samples.get(1)?;
-    let inputs = batch::join(&samples.iter().map(|sample| &sample.inputs).collect::<Vec<_>>())?;
-    let outputs = batch::join(&samples.iter().map(|sample| &sample.outputs).collect::<Vec<_>>())?;
-    Some(Golden { samples: vec![Sample { inputs, outputs }] })
 }
 
 /// Refuses what surely does not fit: a model takes at least as much memory as its file.
@@ -203,49 +167,5 @@ mod tests {
         assert!(matches!(check_memory(120, &memory), Err(ProofError::NoMemory { .. })));
         assert!(matches!(check_memory(121, &memory), Err(ProofError::TooLarge { most: 120, .. })));
         check_memory(u64::MAX, &Memory::default()).unwrap();
-    }
-
-    /// Gives each number less a part of what is before it.
-    struct Less(engine::Signature, f32);
-
-    impl Model for Less {
-        fn signature(&self) -> &engine::Signature {
-            &self.0
-        }
-
-        fn score(&mut self, inputs: &Tensors) -> Result<Tensors, engine::ScoreError> {
-            let mut before = 0.0;
-            let numbers = inputs.get("x").unwrap().as_slice::<f32>().unwrap().iter();
-            Ok(numbers_of(
-                &numbers.map(|x| x - self.1 * std::mem::replace(&mut before, *x)).collect::<Vec<_>>(),
-            ))
-        }
-    }
-
-    fn numbers_of(numbers: &[f32]) -> Tensors {
-        [("x", engine::Tensor::from_vec(vec![numbers.len()], numbers.to_vec()).unwrap())]
-            .into_iter()
-            .collect()
-    }
-
-    #[test]
-    fn only_a_model_whose_rows_do_not_touch_may_batch() {
-        let spec = |length| engine::TensorSpec {
-            name: "x".to_owned(),
-            data_type: engine::DataType::F32,
-            shape: vec![length],
-        };
-        let signature =
-            |length| engine::Signature { inputs: vec![spec(length)], outputs: vec![spec(length)] };
-        let sample = |numbers: &[f32]| Sample { inputs: numbers_of(numbers), outputs: numbers_of(numbers) };
-        let golden = (Golden { samples: vec![sample(&[1.0]), sample(&[2.0]), sample(&[3.0])] }, 0.0, 1e-6);
-        assert_eq!(prove_batches(&mut Less(signature(None), 0.0), Some(&golden), 8), Ok(()));
-        let why = prove_batches(&mut Less(signature(None), 0.5), Some(&golden), 2).unwrap_err();
-        assert!(why.contains("scored together"), "{why}");
-        let one = (Golden { samples: vec![sample(&[1.0])] }, 0.0, 1e-6);
-        assert!(prove_batches(&mut Less(signature(None), 0.5), Some(&one), 8).is_err(), "taken twice");
-        assert!(prove_batches(&mut Less(signature(None), 0.5), None, 8).is_err(), "nothing to prove it by");
-        assert!(prove_batches(&mut Less(signature(None), 0.0), Some(&golden), 1).is_err(), "nothing fits");
-        assert!(prove_batches(&mut Less(signature(Some(1)), 0.0), None, 8).is_err());
     }
 }

@@ -72,7 +72,7 @@ fn read(path: &Path) -> io::Result<Vec<Hash>> {
     if text.len() as u64 > MAX_BYTES {
         return Err(wrong("it is too large for a file of keys"));
     }
-    let keys = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let keys = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let hashes: Vec<Hash> = keys.map(|key| blake3::hash(key.as_bytes())).collect();
     match hashes.len() {
         0 => Err(wrong("no key is in it")),
@@ -92,13 +92,21 @@ mod tests {
         assert!(Keys::open(&path).is_err());
         fs::write(&path, "\n").unwrap();
         assert!(Keys::open(&path).is_err(), "no key would let nobody in");
-        fs::write(&path, "first\n  second  \n").unwrap();
+        fs::write(&path, "# of the gateway\nfirst\n  second  \n").unwrap();
         let keys = Keys::open(&path).unwrap();
         let admitted = |value: &'static str| {
             keys.admit(&HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]))
         };
         assert!(admitted("Bearer first") && admitted("bearer second"));
-        for other in ["Bearer third", "Bearer ", "first", "Basic first", "Bearer first second", ""] {
+        for other in [
+            "Bearer # of the gateway",
+            "Bearer third",
+            "Bearer ",
+            "first",
+            "Basic first",
+            "Bearer first second",
+            "",
+        ] {
             assert!(!admitted(other), "{other}");
         }
         assert!(!keys.admit(&HeaderMap::new()));

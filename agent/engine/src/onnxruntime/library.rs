@@ -275,8 +275,9 @@ fn environment(path: &Path) -> Result<Environment, String> {
     let builder = ort::init_from(path).map_err(|error| error.to_string())?;
     // What goes wrong comes back as an error too, so the library's own words are for whoever looks closer.
     let logger = |level: LogLevel, _category: &str, _id: &str, place: &str, message: &str| match level {
-        LogLevel::Fatal | LogLevel::Error => tracing::info!(target: "onnxruntime", place, "{message}"),
-        LogLevel::Warning => tracing::debug!(target: "onnxruntime", place, "{message}"),
+        LogLevel::Fatal | LogLevel::Error | LogLevel::Warning => {
+            tracing::debug!(target: "onnxruntime", place, "{message}");
+        }
         LogLevel::Info | LogLevel::Verbose => {}
     };
     let environment =

@@ -93,7 +93,7 @@ refused("INVALID_ARGUMENT", "FP32", lambda: infer_as("load", windows[:1].astype(
 refused("INVALID_ARGUMENT", "other", lambda: infer_as("other", windows[:1], "FP32"))
 refused("DEADLINE_EXCEEDED", "", lambda: infer(numpy.repeat(windows, 5, axis=0), client_timeout=0.005))
 refused("UNIMPLEMENTED", "no such method", lambda: client.get_trace_settings())
-refused("OUT_OF_RANGE", "the limit is", lambda: infer(numpy.zeros((90000, 24), dtype=numpy.float32)))
+refused("RESOURCE_EXHAUSTED", "the limit of", lambda: infer(numpy.zeros((90000, 24), dtype=numpy.float32)))
 
 # What was cancelled is not scored, and the agent goes on.
 call = client.async_infer(model, asked(numpy.repeat(windows, 5, axis=0)), lambda result, error: None)

@@ -135,8 +135,13 @@ async fn infer(State(api): State<Api>, target: Target, request: Request) -> Resu
     };
     let Inference { id, inputs, outputs } = sized(received.bytes.len(), read).await?;
     let answer = api.service.score_on(live, inputs, id, None).await?;
-    let size = answer.scored.outputs.iter().map(|(_, tensor)| tensor.len() * 8).sum();
+    let size = size(&answer);
     sized(size, move || answer.live.counters.writing(|| write(&answer, &outputs))).await
+}
+
+/// About how many bytes it takes to write an answer.
+pub(super) fn size(answer: &Answer) -> usize {
+    answer.scored.outputs.iter().map(|(_, tensor)| tensor.len() * 8).sum()
 }
 
 fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Failure> {

@@ -1,7 +1,7 @@
 //! The bodies of requests and answers: bounded in size, in time, and in memory over all of them.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
 
 use super::failure::Failure;
 
@@ -86,25 +85,6 @@ impl Intake {
         Ok(Received { bytes: bytes.into(), _share: share })
     }
 
-    /// Largest body.
-    pub(super) fn max_body(&self) -> usize {
-        self.max_body
-    }
-
-    /// A body that takes its share of the memory as it comes, for whoever reads it otherwise; `wrong` says what breaks it
-    /// off. The share is given back when both it and the body are gone.
-    pub(super) fn meter<E: Into<axum::BoxError> + 'static>(
-        &self,
-        body: Body,
-        wrong: impl Fn(Failure) -> E + Send + Sync + 'static,
-    ) -> (Body, Share) {
-        let share = Share::default();
-        let timer = Box::pin(tokio::time::sleep(self.timeout));
-        let wrong = Box::new(move |failure| wrong(failure).into());
-        let metered = Metered { body, intake: self.clone(), share: share.clone(), read: 0, timer, wrong };
-        (Body::new(metered), share)
-    }
-
     /// Has an answer hold its share of the memory until its peer has taken it.
     pub(super) fn charge(&self, answer: Response) -> Result<Response, Failure> {
         let bytes = answer.body().size_hint().lower();
@@ -132,59 +112,6 @@ impl Intake {
     fn too_large(&self) -> Failure {
         let line = format!("the body is larger than the limit of {} bytes", self.max_body);
         Failure::new(StatusCode::PAYLOAD_TOO_LARGE, line)
-    }
-}
-
-/// What a metered body holds of the memory.
-pub(super) type Share = Arc<Mutex<Option<OwnedSemaphorePermit>>>;
-
-/// A body that is counted as it comes.
-struct Metered {
-    body: Body,
-    intake: Intake,
-    share: Share,
-    read: usize,
-    timer: Pin<Box<Sleep>>,
-    wrong: Box<dyn Fn(Failure) -> axum::BoxError + Send + Sync>,
-}
-
-impl Metered {
-    /// Takes the share of so many bytes more.
-    fn take(&mut self, bytes: usize) -> Result<(), Failure> {
-        let beyond = |length: usize| length.saturating_sub(INLINE_BYTES);
-        let more = self.intake.hold(beyond(self.read + bytes) - beyond(self.read))?;
-        self.read += bytes;
-        let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-        match share.as_mut() {
-            Some(share) => share.merge(more),
-            None => *share = Some(more),
-        }
-        Ok(())
-    }
-}
-
-impl HttpBody for Metered {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Poll::Ready(polled) = Pin::new(&mut self.body).poll_frame(context) else {
-            ready!(self.timer.as_mut().poll(context));
-            let failure = self.intake.too_slow();
-            return Poll::Ready(Some(Err(axum::Error::new((self.wrong)(failure)))));
-        };
-        let bytes = polled.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
-        if let Err(failure) = self.take(bytes) {
-            return Poll::Ready(Some(Err(axum::Error::new((self.wrong)(failure)))));
-        }
-        Poll::Ready(polled)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
     }
 }
 

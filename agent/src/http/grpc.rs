@@ -95,7 +95,17 @@ where
             Err(Failure::new(StatusCode::REQUEST_TIMEOUT, format!("not answered within {limit:?}")))
         }),
     };
-    answered.map_or_else(|failure| status(&failure).into_http(), frame::answer)
+    match answered {
+        Ok(message) => {
+            api.counters.called(name(Code::Ok));
+            frame::answer(message)
+        }
+        Err(failure) => {
+            let status = status(&failure);
+            api.counters.called(name(status.code()));
+            status.into_http()
+        }
+    }
 }
 
 async fn server_live(api: Api, _: Nothing) -> Result<Truth, Failure> {
@@ -312,11 +322,28 @@ pub(super) fn status(failure: &Failure) -> Status {
     Status::new(code, failure.line())
 }
 
+/// The name of a code that [`status`] gives.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+        Code::NotFound => "NOT_FOUND",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::Internal => "INTERNAL",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        _ => "UNKNOWN",
+    }
+}
+
 /// How long the caller waits: up to eight digits and a unit, as gRPC over HTTP/2 has it. What can't be read is no limit.
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let value: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    let is_value = digits.len() <= 8 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let value: u64 = digits.parse().ok().filter(|_| is_value)?;
     match unit {
         "H" => Some(Duration::from_secs(value * 3600)),
         "M" => Some(Duration::from_secs(value * 60)),
@@ -340,7 +367,7 @@ mod tests {
         assert_eq!(read("250m"), Some(Duration::from_millis(250)));
         assert_eq!(read("1S"), Some(Duration::from_secs(1)));
         assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        for bad in ["", "S", "5", "123456789S", "1x", "-1S"] {
+        for bad in ["", "S", "5", "123456789S", "1x", "-1S", "+5S"] {
             assert_eq!(read(bad), None, "{bad}");
         }
         assert_eq!(timeout(&HeaderMap::new()), None);

@@ -394,6 +394,36 @@ fn every_mistake_has_its_status_and_one_line() {
 }
 
 #[test]
+fn what_is_refused_over_grpc_is_counted_by_its_code() {
+    let served = Served::with_sample();
+    let call = |method: &str, message: Vec<u8>| {
+        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+        let body = [&[0], length.as_slice(), &message].concat();
+        let uri = format!("http://{}/inference.GRPCInferenceService/{method}", served.address);
+        served.runtime.block_on(async {
+            let stream = tokio::net::TcpStream::connect(served.address).await.unwrap();
+            let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+            let (mut sender, connection) = handshake.await.unwrap();
+            tokio::spawn(connection);
+            let request = ureq::http::Request::post(uri).body(axum::body::Body::from(body)).unwrap();
+            let answered = sender.send_request(request).await.unwrap();
+            let code = answered.headers().get("grpc-status").cloned();
+            let body = http_body_util::BodyExt::collect(answered.into_body()).await.unwrap();
+            let code = code.or_else(|| body.trailers()?.get("grpc-status").cloned()).unwrap();
+            (code.to_str().unwrap().to_owned(), body.to_bytes().to_vec())
+        })
+    };
+    assert_eq!(call("ServerLive", Vec::new()), ("0".to_owned(), vec![0, 0, 0, 0, 2, 8, 1]));
+    assert_eq!(call("ModelInfer", [0x2a, 0].repeat(40_000)).0, "3", "40,000 inputs");
+    assert_eq!(call("ModelInfer", Vec::new()).0, "5", "no model");
+    assert_eq!(call("ModelInfer", vec![0; 100_000]).0, "8", "too large");
+    for (code, count) in [("OK", 1), ("INVALID_ARGUMENT", 1), ("NOT_FOUND", 1), ("RESOURCE_EXHAUSTED", 1)] {
+        let line = format!(r#"edgewise_grpc_responses_total{{code="{code}"}}"#);
+        assert_eq!(served.metric(&line), count, "{code}");
+    }
+}
+
+#[test]
 fn azure_clients_find_what_they_know() {
     let served = Served::with_sample();
     assert_eq!(served.get("/").text(), "Healthy");

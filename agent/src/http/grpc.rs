@@ -22,17 +22,17 @@ use prost::Message;
 use tonic::{Code, Status};
 
 use self::message::{
-    Choice, DynamicBatching, InferBatchStatistics, InferStatistics, ModelConfig, ModelConfigResponse,
-    ModelIndex, ModelInferRequest, ModelInferResponse, ModelInput, ModelMetadata, ModelOutput,
-    ModelStatistics, ModelStatisticsResponse, Named, Nothing, RepositoryIndexRequest,
+    Choice, DynamicBatching, InferBatchStatistics, InferStatistics, MemoryUsage, ModelConfig,
+    ModelConfigResponse, ModelIndex, ModelInferRequest, ModelInferResponse, ModelInput, ModelMetadata,
+    ModelOutput, ModelStatistics, ModelStatisticsResponse, Named, Nothing, RepositoryIndexRequest,
     RepositoryIndexResponse, RequestedOutput, ServerMetadata, StatisticDuration, Truth,
 };
 use super::Api;
 use super::failure::Failure;
-use super::inference::{EXTENSIONS, PLATFORM, SERVER, size};
+use super::inference::{EXTENSIONS, PLATFORM, SERVER, score, size};
 use super::intake::sized;
 use super::repository::{Statistics, dims_beside, max_batch_size};
-use crate::body::{Inference, MAX_ID_BYTES, WantedOutput, WantedOutputs};
+use crate::body::{Inference, MAX_ID_BYTES, NO_SEQUENCES, WantedOutput, WantedOutputs, patience};
 use crate::scorer::Live;
 use crate::service::Answer;
 
@@ -149,9 +149,9 @@ async fn infer(api: Api, message: Bytes) -> Result<Bytes, Failure> {
         let inference = live.counters.reading(|| read(request, &live.facts.signature))?;
         Ok((live, inference))
     };
-    let (live, Inference { id, inputs, outputs }) = sized(length, read).await?;
-    let given_id = id.clone().unwrap_or_default();
-    let answer = api.service.score_on(live, inputs, id, None).await?;
+    let (live, inference) = sized(length, read).await?;
+    let given_id = inference.id.clone().unwrap_or_default();
+    let (answer, outputs) = score(&api, live, inference).await?;
     let size = size(&answer);
     sized(size, move || answer.live.counters.writing(|| write(&answer, given_id, &outputs))).await
 }
@@ -167,7 +167,7 @@ pub fn read_call(message: &[u8], signature: &Signature) -> Result<Inference, Str
 }
 
 fn read(request: ModelInferRequest, signature: &Signature) -> Result<Inference, Failure> {
-    let ModelInferRequest { id, inputs, outputs, raw_input_contents, .. } = request;
+    let ModelInferRequest { id, parameters, inputs, outputs, raw_input_contents, .. } = request;
     if id.len() > MAX_ID_BYTES {
         return Err(Failure::bad_request(format!("`id` is longer than {MAX_ID_BYTES} bytes")));
     }
@@ -178,8 +178,20 @@ fn read(request: ModelInferRequest, signature: &Signature) -> Result<Inference, 
             WantedOutputs::these(these, signature)?
         }
     };
+    let choice = |name: &str| parameters.get(name).and_then(|parameter| parameter.choice.as_ref());
+    match choice("sequence_id") {
+        None | Some(Choice::Int(0) | Choice::Unsigned(0)) => {}
+        Some(Choice::Text(text)) if text.is_empty() => {}
+        Some(_) => return Err(Failure::bad_request(NO_SEQUENCES)),
+    }
+    let timeout = match choice("timeout") {
+        None => None,
+        Some(Choice::Unsigned(timeout)) => patience(*timeout),
+        Some(Choice::Int(timeout)) if *timeout >= 0 => patience(timeout.unsigned_abs()),
+        Some(_) => return Err(Failure::bad_request("`timeout` is no number of microseconds")),
+    };
     let inputs = tensors::inputs(inputs, &raw_input_contents)?;
-    Ok(Inference { id: Some(id).filter(|id| !id.is_empty()), inputs, outputs })
+    Ok(Inference { id: Some(id).filter(|id| !id.is_empty()), inputs, outputs, timeout })
 }
 
 fn write(answer: &Answer, id: String, wanted: &WantedOutputs) -> Result<Bytes, Failure> {
@@ -258,6 +270,7 @@ fn statistics_of(live: &Live) -> ModelStatistics {
             compute_output: of(answered, output_ns),
         }),
         batch_stats: batches.into_iter().map(of_batch).collect(),
+        memory_usage: vec![MemoryUsage { kind: "CPU".to_owned(), id: 0, byte_size: live.facts.memory_bytes }],
     }
 }
 

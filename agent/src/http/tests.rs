@@ -278,6 +278,12 @@ fn tensors_travel_as_bytes_too() {
         assert_eq!((answered.status, answered.json()["error"].as_str()), (400, Some(says)));
     }
     let path = "/v2/models/power-demand/infer";
+    let raw = |body: &[u8]| served.request("POST", path, &[("Inference-Header-Content-Length", "0")], body);
+    let answered = raw(&blob);
+    assert_eq!(answered.status, 200, "{}", answered.text());
+    let length: usize = answered.header("inference-header-content-length").parse().unwrap();
+    assert_eq!(answered.body[length..], all.body[all.body.len() - 16..], "elements alone, both ways");
+    assert!(raw(&blob[1..]).json()["error"].as_str().unwrap().contains("the body has 95 bytes"));
     for length in ["-1", "many", "99999"] {
         let answered = served.request("POST", path, &[("Inference-Header-Content-Length", length)], b"{}");
         assert_eq!(answered.status, 400, "{length}");
@@ -296,6 +302,8 @@ fn every_mistake_has_its_status_and_one_line() {
     let good = || with("name", json!("load"));
     let deep = format!("{{\"inputs\":{}", "[".repeat(50_000));
     let outputs = |outputs: Value| json!({ "inputs": golden().0, "outputs": outputs }).to_string();
+    let parameters =
+        |parameters: Value| json!({ "inputs": golden().0, "parameters": parameters }).to_string();
     let cases: Vec<(&str, &str, String, u16, &str)> = vec![
         ("GET", "/v2/nothing", String::new(), 404, "there is nothing at /v2/nothing"),
         ("GET", infer, String::new(), 405, "GET is not answered at"),
@@ -346,6 +354,21 @@ fn every_mistake_has_its_status_and_one_line() {
             400,
             "not supported",
         ),
+        (
+            "POST",
+            infer,
+            outputs(json!([{ "name": "probabilities", "parameters": { "classification": 0 } }])),
+            400,
+            "classification is no number of classes",
+        ),
+        (
+            "POST",
+            infer,
+            parameters(json!({ "sequence_id": 7 })),
+            400,
+            "sequences of requests are not supported",
+        ),
+        ("POST", infer, parameters(json!({ "timeout": "soon" })), 400, "the request can't be read"),
         (
             "POST",
             infer,
@@ -523,6 +546,39 @@ fn a_full_queue_and_a_slow_model_are_said_at_once() {
         let waits = waits.join().unwrap();
         assert_eq!(waits.status, 503);
     });
+    drop(opens);
+}
+
+#[test]
+fn who_waits_no_longer_is_counted_as_canceled() {
+    let served = Served::new(options(), Duration::from_secs(60));
+    let (proven, begins, opens) = gate(2);
+    served.scorer.swap(proven).unwrap();
+    let canceled =
+        || served.metric(r#"nv_inference_request_failure{model="gate",version="2",reason="CANCELED"}"#);
+    let input = json!([{ "name": "x", "shape": [1], "datatype": "FP32", "data": [1] }]);
+    let body = |parameters: Value| json!({ "inputs": input, "parameters": parameters }).to_string();
+    // Microseconds; the model does not end before it is let.
+    let soon = body(json!({ "timeout": 1000, "sequence_id": "", "priority": 3 }));
+    let refused = served.post("/v2/models/gate/infer", &soon);
+    assert_eq!((refused.status, &refused.json()["error"]), (503, &json!("scoring timeout after 1 ms")));
+    assert_eq!(canceled(), 1);
+
+    let mut gone = TcpStream::connect(served.address).unwrap();
+    let body = body(json!({ "timeout": 0 }));
+    let length = body.len();
+    let head = format!("POST /v2/models/gate/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+    gone.write_all((head + &body).as_bytes()).unwrap();
+    begins.recv().unwrap();
+    let pending = r#"nv_inference_pending_request_count{model="gate",version="2"}"#;
+    while served.metric(pending) == 0 {
+        std::thread::yield_now();
+    }
+    drop(gone);
+    while served.metric(pending) > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(canceled(), 2);
     drop(opens);
 }
 

@@ -80,6 +80,8 @@ pub(super) struct ModelInferRequest {
     pub(super) model_version: String,
     #[prost(string, tag = "3")]
     pub(super) id: String,
+    #[prost(map = "string, message", tag = "4")]
+    pub(super) parameters: HashMap<String, Parameter>,
     #[prost(message, repeated, tag = "5")]
     pub(super) inputs: Vec<InferInputTensor>,
     #[prost(message, repeated, tag = "6")]
@@ -188,6 +190,18 @@ pub(super) struct ModelStatistics {
     pub(super) inference_stats: Option<InferStatistics>,
     #[prost(message, repeated, tag = "7")]
     pub(super) batch_stats: Vec<InferBatchStatistics>,
+    #[prost(message, repeated, tag = "8")]
+    pub(super) memory_usage: Vec<MemoryUsage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct MemoryUsage {
+    #[prost(string, tag = "1")]
+    pub(super) kind: String,
+    #[prost(int64, tag = "2")]
+    pub(super) id: i64,
+    #[prost(uint64, tag = "3")]
+    pub(super) byte_size: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -13,6 +13,7 @@ mod write;
 
 pub use format::Format;
 pub use infer::{ChosenOutput, Inference, WantedOutput, WantedOutputs, infer};
+pub(crate) use infer::{NO_SEQUENCES, patience};
 pub(crate) use read::MAX_ID_BYTES;
 pub use read::{Body, BodyError, read};
 pub use write::{Lone, Nested, Outputs, Prediction, labels};

@@ -74,8 +74,9 @@ const MAX_CONNECTIONS: usize = 256;
 /// Largest head of a request, and what is read at once of a body. Browsers and proxies send a tenth of it.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// Calls of one connection over HTTP/2 at a time: as many as could wait in a model's queue.
-const MAX_STREAMS: u32 = 64;
+/// Calls of one connection over HTTP/2 at a time. The first 32 KiB of each body are free (see `intake`): with [`MAX_CONNECTIONS`]
+/// that is 64 MiB of bodies, or of answers that nobody takes, at the very most.
+const MAX_STREAMS: u32 = 8;
 
 /// What a peer may send over HTTP/2 before it is read: a round trip's worth of a local network's speed.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;

@@ -234,7 +234,7 @@ impl Live {
             return Err(ScoreError::from(error).into());
         }
         let inputs = Arc::new(inputs);
-        let _pending = self.counters.pending();
+        let pending = self.counters.pending();
         let begun = Instant::now();
         let result = match self.score_here(&inputs) {
             Some(result) => result,
@@ -243,7 +243,7 @@ impl Live {
         if let Ok(scored) = &result {
             self.pace.learn(&scored.inputs, scored.computed);
         }
-        self.counters.count(&self.facts.signature, &result, begun.elapsed());
+        pending.end(&self.facts.signature, &result, begun.elapsed());
         result
     }
 

@@ -68,6 +68,7 @@ asyncio.run(at_once())
 
 before = client.get_inference_statistics(model).model_stats[0]
 assert before.inference_count >= 2 * len(truth) + 56 and before.execution_count >= 54, before
+assert before.memory_usage[0].type == "CPU" and before.memory_usage[0].byte_size > 0, before
 assert before.inference_stats.compute_infer.ns > 0 and before.last_inference > 1_700_000_000_000
 
 
@@ -92,8 +93,10 @@ refused("INVALID_ARGUMENT", "24", lambda: infer(windows[:, :23].copy()))
 refused("INVALID_ARGUMENT", "FP32", lambda: infer_as("load", windows[:1].astype(numpy.float64), "FP64"))
 refused("INVALID_ARGUMENT", "other", lambda: infer_as("other", windows[:1], "FP32"))
 refused("DEADLINE_EXCEEDED", "", lambda: infer(numpy.repeat(windows, 5, axis=0), client_timeout=0.005))
+refused("INVALID_ARGUMENT", "sequence_id", lambda: infer(windows[:1], sequence_id=7))
+refused("UNAVAILABLE", "timeout", lambda: infer(numpy.repeat(windows, 5, axis=0), timeout=1))
 refused("UNIMPLEMENTED", "no such method", lambda: client.get_trace_settings())
-refused("OUT_OF_RANGE", "the limit is", lambda: infer(numpy.zeros((90000, 24), dtype=numpy.float32)))
+refused("RESOURCE_EXHAUSTED", "the limit of", lambda: infer(numpy.zeros((90000, 24), dtype=numpy.float32)))
 
 # What was cancelled is not scored, and the agent goes on.
 call = client.async_infer(model, asked(numpy.repeat(windows, 5, axis=0)), lambda result, error: None)

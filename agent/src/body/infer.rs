@@ -1,17 +1,19 @@
 //! Requests of the Open Inference Protocol v2: JSON and, behind it, elements as bytes (see [`engine::binary`]).
 //!
-//! What is not supported is refused, never passed over: shared memory.
+//! What is not supported is refused, never passed over: shared memory, sequences of requests.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use engine::json::{Cursor, JsonTensor};
 use engine::{Signature, Tensor, Tensors};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 
-use super::BodyError;
 use super::classify::classify;
 use super::read::MAX_ID_BYTES;
+use super::{BodyError, Format};
 
 /// A request, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +24,8 @@ pub struct Inference {
     pub inputs: Tensors,
     /// What is to come back.
     pub outputs: WantedOutputs,
+    /// How long its caller waits, where that is said.
+    pub timeout: Option<Duration>,
 }
 
 /// The outputs that the caller wants.
@@ -104,11 +108,17 @@ impl WantedOutputs {
     }
 }
 
-/// Reads a request for a model of this signature, the first `json_length` bytes of which are JSON; without that, all.
+/// Reads a request for a model of this signature, the first `json_length` bytes of which are JSON; without that, all. Where
+/// it is 0, all are the elements of the only input, and the outputs go back as bytes.
 ///
 /// # Errors
 /// See [`BodyError`].
 pub fn infer(body: &[u8], json_length: Option<usize>, signature: &Signature) -> Result<Inference, BodyError> {
+    if json_length == Some(0) {
+        let inputs = Format::Raw.read(body, signature)?.inputs;
+        let outputs = WantedOutputs::All { as_bytes: true };
+        return Ok(Inference { id: None, inputs, outputs, timeout: None });
+    }
     let (head, blobs) = body.split_at_checked(json_length.unwrap_or(body.len())).ok_or_else(|| {
         refused(format!(
             "Inference-Header-Content-Length is more than the body, which has {} bytes",
@@ -119,7 +129,12 @@ pub fn infer(body: &[u8], json_length: Option<usize>, signature: &Signature) -> 
     if request.id.as_ref().is_some_and(|id| id.len() > MAX_ID_BYTES) {
         return Err(refused(format!("`id` is longer than {MAX_ID_BYTES} bytes")));
     }
-    let as_bytes = request.parameters.unwrap_or_default().binary_data_output.unwrap_or(false);
+    let RequestParameters { binary_data_output, timeout, sequence_id } =
+        request.parameters.unwrap_or_default();
+    if sequence_id.is_some_and(|id| !["0", "\"\""].contains(&id.get())) {
+        return Err(BodyError::Request(NO_SEQUENCES.to_owned()));
+    }
+    let as_bytes = binary_data_output.unwrap_or(false);
     let outputs = match request.outputs {
         Some(outputs) if !outputs.is_empty() => wanted_outputs(outputs, as_bytes, signature)?,
         _ => WantedOutputs::All { as_bytes },
@@ -127,7 +142,17 @@ pub fn infer(body: &[u8], json_length: Option<usize>, signature: &Signature) -> 
     let tensors = request
         .inputs
         .ok_or_else(|| refused("the request can't be read: missing field `inputs`".to_owned()))?;
-    Ok(Inference { id: request.id, inputs: inputs(tensors, blobs)?, outputs })
+    let timeout = timeout.and_then(patience);
+    Ok(Inference { id: request.id, inputs: inputs(tensors, blobs)?, outputs, timeout })
+}
+
+/// Why a request with a `sequence_id` is refused.
+pub(crate) const NO_SEQUENCES: &str =
+    "`sequence_id`: sequences of requests are not supported, each is scored by itself";
+
+/// A request's parameter `timeout`, which is in microseconds; 0 for none.
+pub(crate) fn patience(timeout: u64) -> Option<Duration> {
+    Some(Duration::from_micros(timeout)).filter(|timeout| !timeout.is_zero())
 }
 
 /// What a request has beside the elements that follow its JSON.
@@ -171,6 +196,9 @@ impl Request {
 #[derive(Default, Deserialize)]
 struct RequestParameters {
     binary_data_output: Option<bool>,
+    timeout: Option<u64>,
+    /// 0 and an empty text are none.
+    sequence_id: Option<Box<RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -224,6 +252,9 @@ fn wanted_outputs(
             return Err(refused(format!(
                 "output `{name}` is asked for by shared memory, which is not supported"
             )));
+        }
+        if classification == Some(0) {
+            return Err(refused(format!("output `{name}`: classification is no number of classes")));
         }
         wanted.push(WantedOutput {
             name,

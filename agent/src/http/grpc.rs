@@ -4,6 +4,7 @@
 //! It is answered wherever the scoring API listens. What is not supported is refused by name, never passed over: shared
 //! memory, streams, loading and unloading. A call that its caller gives up, or whose time is over, is not scored.
 
+mod frame;
 mod message;
 mod tensors;
 
@@ -11,30 +12,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::post;
+use bytes::Bytes;
 use engine::Signature;
-use futures_util::future::BoxFuture;
 use prost::Message;
-use tonic::server::{Grpc, UnaryService};
 use tonic::{Code, Status};
-use tonic_prost::ProstCodec;
 
 use self::message::{
-    Choice, DynamicBatching, InferBatchStatistics, InferStatistics, ModelConfig, ModelConfigResponse,
-    ModelIndex, ModelInferRequest, ModelInferResponse, ModelInput, ModelMetadata, ModelOutput,
-    ModelStatistics, ModelStatisticsResponse, Named, Nothing, RepositoryIndexRequest,
+    Choice, DynamicBatching, InferBatchStatistics, InferStatistics, MemoryUsage, ModelConfig,
+    ModelConfigResponse, ModelIndex, ModelInferRequest, ModelInferResponse, ModelInput, ModelMetadata,
+    ModelOutput, ModelStatistics, ModelStatisticsResponse, Named, Nothing, RepositoryIndexRequest,
     RepositoryIndexResponse, RequestedOutput, ServerMetadata, StatisticDuration, Truth,
 };
 use super::Api;
 use super::failure::Failure;
-use super::inference::{EXTENSIONS, PLATFORM, SERVER};
+use super::inference::{EXTENSIONS, PLATFORM, SERVER, score, size};
+use super::intake::sized;
 use super::repository::{Statistics, dims_beside, max_batch_size};
-use crate::body::{BodyError, Inference, MAX_ID_BYTES, WantedOutput, WantedOutputs};
+use crate::body::{Inference, MAX_ID_BYTES, NO_SEQUENCES, WantedOutput, WantedOutputs, patience};
 use crate::scorer::Live;
+use crate::service::Answer;
 
 /// Where its methods are.
 pub(super) const SERVICE: &str = "/inference.GRPCInferenceService/";
@@ -53,78 +53,75 @@ async fn answer(State(api): State<Api>, Path(method): Path<String>, request: Req
         "ModelReady" => unary(api, request, model_ready).await,
         "ServerMetadata" => unary(api, request, server_metadata).await,
         "ModelMetadata" => unary(api, request, model_metadata).await,
-        "ModelInfer" => unary(api, request, infer).await,
+        "ModelInfer" => call(api, request, infer).await,
         "ModelStatistics" => unary(api, request, statistics).await,
         "ModelConfig" => unary(api, request, config).await,
         "RepositoryIndex" => unary(api, request, index).await,
         _ => {
-            let refused = async |_: Api, _: Nothing| -> Result<Nothing, Status> {
-                Err(Status::unimplemented("this agent has no such method"))
-            };
-            unary(api, request, refused).await
+            let line = "this agent has no such method";
+            let refused = async |_, _| Err(Failure::new(StatusCode::NOT_IMPLEMENTED, line));
+            call(api, request, refused).await
         }
     }
 }
 
-/// Reads a message within the bounds of all bodies, has it answered within the caller's time, and writes the answer.
-async fn unary<Q, A, F>(
-    api: Api,
-    request: Request,
-    work: impl Fn(Api, Q) -> F + Send + Sync + 'static,
-) -> Response
+/// A call whose message is small.
+async fn unary<Q, A, F>(api: Api, request: Request, work: impl FnOnce(Api, Q) -> F) -> Response
 where
-    Q: Message + Default + 'static,
-    A: Message + 'static,
-    F: Future<Output = Result<A, Status>> + Send + 'static,
+    Q: Message + Default,
+    A: Message,
+    F: Future<Output = Result<A, Failure>>,
 {
-    let limit = timeout(request.headers());
-    let (parts, body) = request.into_parts();
-    let (body, share) = api.intake.meter(body, |failure| status(&failure));
-    let mut grpc = Grpc::new(ProstCodec::<A, Q>::default()).max_decoding_message_size(api.intake.max_body());
-    let work = move |message| work(api.clone(), message);
-    let answering = grpc.unary(Method(work), Request::from_parts(parts, body));
-    let answered = match limit {
-        None => answering.await,
-        Some(limit) => match tokio::time::timeout(limit, answering).await {
-            Ok(answered) => answered,
-            Err(_) => Status::deadline_exceeded(format!("not answered within {limit:?}")).into_http(),
-        },
+    let work = |api, message| async move {
+        let message = Q::decode(message).map_err(|error| Failure::bad_request(error.to_string()))?;
+        frame::write(&work(api, message).await?)
     };
-    drop(share);
-    answered.map(Body::new)
+    call(api, request, work).await
 }
 
-/// A method that takes one message and gives one.
-struct Method<W>(W);
-
-impl<Q, A, F, W> UnaryService<Q> for Method<W>
+/// Reads a message within the bounds of all bodies, and has it answered within the caller's time.
+async fn call<F>(api: Api, request: Request, work: impl FnOnce(Api, Bytes) -> F) -> Response
 where
-    W: Fn(Q) -> F,
-    F: Future<Output = Result<A, Status>> + Send + 'static,
+    F: Future<Output = Result<Bytes, Failure>>,
 {
-    type Response = A;
-    type Future = BoxFuture<'static, Result<tonic::Response<A>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<Q>) -> Self::Future {
-        let answer = (self.0)(request.into_inner());
-        Box::pin(async { answer.await.map(tonic::Response::new) })
+    let (parts, body) = request.into_parts();
+    let answering = async {
+        let received = api.intake.receive(&parts.headers, body).await?;
+        work(api.clone(), frame::read(&received.bytes)?).await
+    };
+    let answered = match timeout(&parts.headers) {
+        None => answering.await,
+        Some(limit) => tokio::time::timeout(limit, answering).await.unwrap_or_else(|_| {
+            Err(Failure::new(StatusCode::REQUEST_TIMEOUT, format!("not answered within {limit:?}")))
+        }),
+    };
+    match answered {
+        Ok(message) => {
+            api.counters.called(name(Code::Ok));
+            frame::answer(message)
+        }
+        Err(failure) => {
+            let status = status(&failure);
+            api.counters.called(name(status.code()));
+            status.into_http()
+        }
     }
 }
 
-async fn server_live(api: Api, _: Nothing) -> Result<Truth, Status> {
+async fn server_live(api: Api, _: Nothing) -> Result<Truth, Failure> {
     Ok(Truth { is: api.readiness.borrow().live })
 }
 
-async fn server_ready(api: Api, _: Nothing) -> Result<Truth, Status> {
+async fn server_ready(api: Api, _: Nothing) -> Result<Truth, Failure> {
     let readiness = api.readiness.borrow().clone();
     Ok(Truth { is: readiness.live && readiness.ready })
 }
 
-async fn model_ready(api: Api, named: Named) -> Result<Truth, Status> {
-    Ok(Truth { is: find(&api, &named).is_ok() })
+async fn model_ready(api: Api, named: Named) -> Result<Truth, Failure> {
+    Ok(Truth { is: find(&api, &named.name, &named.version).is_ok() })
 }
 
-async fn server_metadata(_: Api, _: Nothing) -> Result<ServerMetadata, Status> {
+async fn server_metadata(_: Api, _: Nothing) -> Result<ServerMetadata, Failure> {
     Ok(ServerMetadata {
         name: SERVER.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -132,8 +129,8 @@ async fn server_metadata(_: Api, _: Nothing) -> Result<ServerMetadata, Status> {
     })
 }
 
-async fn model_metadata(api: Api, named: Named) -> Result<ModelMetadata, Status> {
-    let live = find(&api, &named)?;
+async fn model_metadata(api: Api, named: Named) -> Result<ModelMetadata, Failure> {
+    let live = find(&api, &named.name, &named.version)?;
     let signature = &live.facts.signature;
     Ok(ModelMetadata {
         name: live.facts.name.to_string(),
@@ -144,24 +141,19 @@ async fn model_metadata(api: Api, named: Named) -> Result<ModelMetadata, Status>
     })
 }
 
-async fn infer(api: Api, request: ModelInferRequest) -> Result<ModelInferResponse, Status> {
-    let named = Named { name: request.model_name.clone(), version: request.model_version.clone() };
-    let live = find(&api, &named)?;
-    let given_id = request.id.clone();
-    let read = || read(request, &live.facts.signature);
-    let Inference { id, inputs, outputs: wanted } = live.counters.reading(read)?;
-    let answer = api.service.score_on(live, inputs, id, None).await;
-    let answer = answer.map_err(|refused| status(&Failure::from(refused)))?;
-    let chosen = wanted.choose(&answer.scored.outputs, &answer.live.facts.labels).map_err(refused)?;
-    let write = || chosen.iter().map(|(name, tensor, _)| tensors::output(name, tensor)).unzip();
-    let (outputs, raw_output_contents) = answer.live.counters.writing(write);
-    Ok(ModelInferResponse {
-        model_name: answer.live.facts.name.to_string(),
-        model_version: answer.live.facts.version.to_string(),
-        id: given_id,
-        outputs,
-        raw_output_contents,
-    })
+async fn infer(api: Api, message: Bytes) -> Result<Bytes, Failure> {
+    let (length, models) = (message.len(), api.clone());
+    let read = move || {
+        let request = ModelInferRequest::read(message)?;
+        let live = find(&models, &request.model_name, &request.model_version)?;
+        let inference = live.counters.reading(|| read(request, &live.facts.signature))?;
+        Ok((live, inference))
+    };
+    let (live, inference) = sized(length, read).await?;
+    let given_id = inference.id.clone().unwrap_or_default();
+    let (answer, outputs) = score(&api, live, inference).await?;
+    let size = size(&answer);
+    sized(size, move || answer.live.counters.writing(|| write(&answer, given_id, &outputs))).await
 }
 
 /// Reads the message of a `ModelInfer` for a model of this signature.
@@ -169,36 +161,64 @@ async fn infer(api: Api, request: ModelInferRequest) -> Result<ModelInferRespons
 /// # Errors
 /// It is no such message, or asks for what can't be.
 pub fn read_call(message: &[u8], signature: &Signature) -> Result<Inference, String> {
-    let request = ModelInferRequest::decode(message).map_err(|error| error.to_string())?;
-    read(request, signature).map_err(|status| status.message().to_owned())
+    let request = ModelInferRequest::read(Bytes::copy_from_slice(message));
+    let inference = request.and_then(|request| read(request, signature));
+    inference.map_err(|failure| failure.line().to_owned())
 }
 
-fn read(request: ModelInferRequest, signature: &Signature) -> Result<Inference, Status> {
-    let ModelInferRequest { id, inputs, outputs, raw_input_contents, .. } = request;
+fn read(request: ModelInferRequest, signature: &Signature) -> Result<Inference, Failure> {
+    let ModelInferRequest { id, parameters, inputs, outputs, raw_input_contents, .. } = request;
     if id.len() > MAX_ID_BYTES {
-        return Err(Status::invalid_argument(format!("`id` is longer than {MAX_ID_BYTES} bytes")));
+        return Err(Failure::bad_request(format!("`id` is longer than {MAX_ID_BYTES} bytes")));
     }
     let outputs = match outputs.is_empty() {
         true => WantedOutputs::All { as_bytes: true },
         false => {
-            let these = outputs.into_iter().map(wanted).collect::<Result<Vec<WantedOutput>, Status>>()?;
-            WantedOutputs::these(these, signature).map_err(refused)?
+            let these = outputs.into_iter().map(wanted).collect::<Result<Vec<WantedOutput>, Failure>>()?;
+            WantedOutputs::these(these, signature)?
         }
     };
+    let choice = |name: &str| parameters.get(name).and_then(|parameter| parameter.choice.as_ref());
+    match choice("sequence_id") {
+        None | Some(Choice::Int(0) | Choice::Unsigned(0)) => {}
+        Some(Choice::Text(text)) if text.is_empty() => {}
+        Some(_) => return Err(Failure::bad_request(NO_SEQUENCES)),
+    }
+    let timeout = match choice("timeout") {
+        None => None,
+        Some(Choice::Unsigned(timeout)) => patience(*timeout),
+        Some(Choice::Int(timeout)) if *timeout >= 0 => patience(timeout.unsigned_abs()),
+        Some(_) => return Err(Failure::bad_request("`timeout` is no number of microseconds")),
+    };
     let inputs = tensors::inputs(inputs, &raw_input_contents)?;
-    Ok(Inference { id: Some(id).filter(|id| !id.is_empty()), inputs, outputs })
+    Ok(Inference { id: Some(id).filter(|id| !id.is_empty()), inputs, outputs, timeout })
 }
 
-fn wanted(output: RequestedOutput) -> Result<WantedOutput, Status> {
+fn write(answer: &Answer, id: String, wanted: &WantedOutputs) -> Result<Bytes, Failure> {
+    let facts = &answer.live.facts;
+    let chosen = wanted.choose(&answer.scored.outputs, &facts.labels)?;
+    let (outputs, raw_output_contents) =
+        chosen.iter().map(|(name, tensor, _)| tensors::output(name, tensor)).unzip();
+    frame::write(&ModelInferResponse {
+        model_name: facts.name.to_string(),
+        model_version: facts.version.to_string(),
+        id,
+        outputs,
+        raw_output_contents,
+    })
+}
+
+fn wanted(output: RequestedOutput) -> Result<WantedOutput, Failure> {
     let RequestedOutput { name, parameters } = output;
     if parameters.contains_key("shared_memory_region") {
-        return Err(Status::unimplemented(format!("output `{name}`: shared memory is not supported")));
+        let line = format!("output `{name}`: shared memory is not supported");
+        return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, line));
     }
     let classes = match parameters.get("classification").map(|parameter| &parameter.choice) {
         None => None,
         Some(Some(Choice::Int(classes))) if *classes > 0 => usize::try_from(*classes).ok(),
         Some(_) => {
-            return Err(Status::invalid_argument(format!(
+            return Err(Failure::bad_request(format!(
                 "output `{name}`: classification is no number of classes"
             )));
         }
@@ -206,14 +226,10 @@ fn wanted(output: RequestedOutput) -> Result<WantedOutput, Status> {
     Ok(WantedOutput { name, as_bytes: true, classes })
 }
 
-fn refused(error: BodyError) -> Status {
-    status(&Failure::from(error))
-}
-
-async fn statistics(api: Api, named: Named) -> Result<ModelStatisticsResponse, Status> {
+async fn statistics(api: Api, named: Named) -> Result<ModelStatisticsResponse, Failure> {
     let models = match named.name.is_empty() {
         true => api.service.scorer.all(),
-        false => vec![find(&api, &named)?],
+        false => vec![find(&api, &named.name, &named.version)?],
     };
     Ok(ModelStatisticsResponse { model_stats: models.iter().map(|live| statistics_of(live)).collect() })
 }
@@ -254,11 +270,12 @@ fn statistics_of(live: &Live) -> ModelStatistics {
             compute_output: of(answered, output_ns),
         }),
         batch_stats: batches.into_iter().map(of_batch).collect(),
+        memory_usage: vec![MemoryUsage { kind: "CPU".to_owned(), id: 0, byte_size: live.facts.memory_bytes }],
     }
 }
 
-async fn config(api: Api, named: Named) -> Result<ModelConfigResponse, Status> {
-    let live = find(&api, &named)?;
+async fn config(api: Api, named: Named) -> Result<ModelConfigResponse, Failure> {
+    let live = find(&api, &named.name, &named.version)?;
     let (signature, batching) = (&live.facts.signature, &live.facts.settings.batching);
     let input = |spec: &engine::TensorSpec| ModelInput {
         name: spec.name.clone(),
@@ -289,7 +306,7 @@ async fn config(api: Api, named: Named) -> Result<ModelConfigResponse, Status> {
     Ok(ModelConfigResponse { config: Some(config) })
 }
 
-async fn index(api: Api, _: RepositoryIndexRequest) -> Result<RepositoryIndexResponse, Status> {
+async fn index(api: Api, _: RepositoryIndexRequest) -> Result<RepositoryIndexResponse, Failure> {
     let entry = |live: &Arc<Live>| ModelIndex {
         name: live.facts.name.to_string(),
         version: live.facts.version.to_string(),
@@ -299,9 +316,8 @@ async fn index(api: Api, _: RepositoryIndexRequest) -> Result<RepositoryIndexRes
     Ok(RepositoryIndexResponse { models: api.service.scorer.all().iter().map(entry).collect() })
 }
 
-fn find(api: &Api, named: &Named) -> Result<Arc<Live>, Status> {
-    let version = Some(named.version.as_str()).filter(|version| !version.is_empty());
-    api.service.scorer.find(&named.name, version).map_err(|refused| status(&Failure::from(refused)))
+fn find(api: &Api, name: &str, version: &str) -> Result<Arc<Live>, Failure> {
+    Ok(api.service.scorer.find(name, Some(version).filter(|version| !version.is_empty()))?)
 }
 
 /// What a failure is called here.
@@ -309,6 +325,7 @@ pub(super) fn status(failure: &Failure) -> Status {
     let code = match failure.status {
         StatusCode::UNAUTHORIZED => Code::Unauthenticated,
         StatusCode::NOT_FOUND => Code::NotFound,
+        StatusCode::NOT_IMPLEMENTED => Code::Unimplemented,
         StatusCode::SERVICE_UNAVAILABLE => Code::Unavailable,
         StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
         StatusCode::REQUEST_TIMEOUT => Code::DeadlineExceeded,
@@ -318,11 +335,28 @@ pub(super) fn status(failure: &Failure) -> Status {
     Status::new(code, failure.line())
 }
 
+/// The name of a code that [`status`] gives.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+        Code::NotFound => "NOT_FOUND",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::Internal => "INTERNAL",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        _ => "UNKNOWN",
+    }
+}
+
 /// How long the caller waits: up to eight digits and a unit, as gRPC over HTTP/2 has it. What can't be read is no limit.
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let value: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    let is_value = digits.len() <= 8 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let value: u64 = digits.parse().ok().filter(|_| is_value)?;
     match unit {
         "H" => Some(Duration::from_secs(value * 3600)),
         "M" => Some(Duration::from_secs(value * 60)),
@@ -346,7 +380,7 @@ mod tests {
         assert_eq!(read("250m"), Some(Duration::from_millis(250)));
         assert_eq!(read("1S"), Some(Duration::from_secs(1)));
         assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        for bad in ["", "S", "5", "123456789S", "1x", "-1S"] {
+        for bad in ["", "S", "5", "123456789S", "1x", "-1S", "+5S"] {
             assert_eq!(read(bad), None, "{bad}");
         }
         assert_eq!(timeout(&HeaderMap::new()), None);

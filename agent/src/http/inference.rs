@@ -1,7 +1,8 @@
 //! The Open Inference Protocol v2 over HTTP, as tritonclient and KServe's clients speak it.
 //!
 //! With the extension for binary tensors, which tritonclient uses unless it is told otherwise: the header
-//! `Inference-Header-Content-Length` gives the length of the JSON, and the elements follow it (see [`body::infer`]).
+//! `Inference-Header-Content-Length` gives the length of the JSON, and the elements follow it (see [`body::infer`]). Where it
+//! is 0 there are elements only.
 
 use std::sync::Arc;
 
@@ -14,13 +15,14 @@ use axum::routing::{get, post};
 use engine::json::{self, JsonOutput};
 use engine::{TensorSpec, binary};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::failure::Failure;
 use super::intake::sized;
+use super::repository::dims;
 use super::{Api, json as json_response};
 use crate::body::{self, Inference, WantedOutputs};
-use crate::scorer::Live;
+use crate::scorer::{Live, ScoreRefused};
 use crate::service::Answer;
 
 /// The server's name.
@@ -102,11 +104,7 @@ fn healthy(what: &str, is: bool, why: &str) -> Response {
 
 async fn model(State(api): State<Api>, target: Target) -> Result<Response, Failure> {
     let live = target.find(&api)?;
-    let describe = |spec: &TensorSpec| {
-        let shape: Vec<Value> =
-            spec.shape.iter().map(|length| length.map_or(json!(-1), Value::from)).collect();
-        json!({ "name": spec.name, "datatype": spec.data_type.oip_name(), "shape": shape })
-    };
+    let describe = |spec: &TensorSpec| json!({ "name": spec.name, "datatype": spec.data_type.oip_name(), "shape": dims(spec) });
     let signature = &live.facts.signature;
     let about = json!({
         "name": live.facts.name,
@@ -133,10 +131,33 @@ async fn infer(State(api): State<Api>, target: Target, request: Request) -> Resu
         let read = || body::infer(&bytes, json_length, &model.facts.signature);
         Ok(model.counters.reading(read)?)
     };
-    let Inference { id, inputs, outputs } = sized(received.bytes.len(), read).await?;
-    let answer = api.service.score_on(live, inputs, id, None).await?;
-    let size = answer.scored.outputs.iter().map(|(_, tensor)| tensor.len() * 8).sum();
+    let inference = sized(received.bytes.len(), read).await?;
+    let (answer, outputs) = score(&api, live, inference).await?;
+    let size = size(&answer);
     sized(size, move || answer.live.counters.writing(|| write(&answer, &outputs))).await
+}
+
+/// Scores within the time of the caller, too, where it says one.
+pub(super) async fn score(
+    api: &Api,
+    live: Arc<Live>,
+    inference: Inference,
+) -> Result<(Answer, WantedOutputs), Failure> {
+    let Inference { id, inputs, outputs, timeout } = inference;
+    let scoring = api.service.score_on(live, inputs, id, None);
+    let scored = match timeout {
+        None => scoring.await,
+        Some(limit) => {
+            let scored = tokio::time::timeout(limit, scoring).await;
+            scored.unwrap_or(Err(ScoreRefused::Timeout(limit)))
+        }
+    };
+    Ok((scored?, outputs))
+}
+
+/// About how many bytes it takes to write an answer.
+pub(super) fn size(answer: &Answer) -> usize {
+    answer.scored.outputs.iter().map(|(_, tensor)| tensor.len() * 8).sum()
 }
 
 fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Failure> {

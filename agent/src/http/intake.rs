@@ -1,7 +1,10 @@
 //! The bodies of requests and answers: bounded in size, in time, and in memory over all of them.
+//!
+//! An answer's time is kept here, not at the socket alone: over HTTP/2 a peer can take nothing of one answer while the socket
+//! never blocks.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,7 +15,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::failure::Failure;
 
@@ -26,7 +30,8 @@ pub(super) struct Intake {
     max_body: usize,
     timeout: Duration,
     /// One permit for each byte that may be held, beyond the first [`INLINE_BYTES`] of each body: for those there is always
-    /// room, for there are no more than two bodies a connection. So peers that stall with large bodies keep no small one out.
+    /// room, for connections are bounded, and the calls of each (one, or over HTTP/2 [`super::MAX_STREAMS`]). So peers that stall
+    /// with large bodies keep no small one out.
     memory: Arc<Semaphore>,
 }
 
@@ -86,26 +91,7 @@ impl Intake {
         Ok(Received { bytes: bytes.into(), _share: share })
     }
 
-    /// Largest body.
-    pub(super) fn max_body(&self) -> usize {
-        self.max_body
-    }
-
-    /// A body that takes its share of the memory as it comes, for whoever reads it otherwise; `wrong` says what breaks it
-    /// off. The share is given back when both it and the body are gone.
-    pub(super) fn meter<E: Into<axum::BoxError> + 'static>(
-        &self,
-        body: Body,
-        wrong: impl Fn(Failure) -> E + Send + Sync + 'static,
-    ) -> (Body, Share) {
-        let share = Share::default();
-        let timer = Box::pin(tokio::time::sleep(self.timeout));
-        let wrong = Box::new(move |failure| wrong(failure).into());
-        let metered = Metered { body, intake: self.clone(), share: share.clone(), read: 0, timer, wrong };
-        (Body::new(metered), share)
-    }
-
-    /// Has an answer hold its share of the memory until its peer has taken it.
+    /// Has an answer hold its share of the memory until its peer has taken it, or takes none of it for too long.
     pub(super) fn charge(&self, answer: Response) -> Result<Response, Failure> {
         let bytes = answer.body().size_hint().lower();
         let beyond = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_sub(INLINE_BYTES);
@@ -113,7 +99,7 @@ impl Intake {
             return Ok(answer);
         }
         let share = self.hold(beyond)?;
-        Ok(answer.map(|body| Body::new(Charged { body, data: Bytes::new(), _share: share })))
+        Ok(answer.map(|body| Body::new(Charged::new(Held::new(body, share), self.timeout))))
     }
 
     fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
@@ -135,75 +121,52 @@ impl Intake {
     }
 }
 
-/// What a metered body holds of the memory.
-pub(super) type Share = Arc<Mutex<Option<OwnedSemaphorePermit>>>;
-
-/// A body that is counted as it comes.
-struct Metered {
-    body: Body,
-    intake: Intake,
-    share: Share,
-    read: usize,
-    timer: Pin<Box<Sleep>>,
-    wrong: Box<dyn Fn(Failure) -> axum::BoxError + Send + Sync>,
-}
-
-impl Metered {
-    /// Takes the share of so many bytes more.
-    fn take(&mut self, bytes: usize) -> Result<(), Failure> {
-        let beyond = |length: usize| length.saturating_sub(INLINE_BYTES);
-        let more = self.intake.hold(beyond(self.read + bytes) - beyond(self.read))?;
-        self.read += bytes;
-        let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-        match share.as_mut() {
-            Some(share) => share.merge(more),
-            None => *share = Some(more),
-        }
-        Ok(())
-    }
-}
-
-impl HttpBody for Metered {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Poll::Ready(polled) = Pin::new(&mut self.body).poll_frame(context) else {
-            ready!(self.timer.as_mut().poll(context));
-            let failure = self.intake.too_slow();
-            return Poll::Ready(Some(Err(axum::Error::new((self.wrong)(failure)))));
-        };
-        let bytes = polled.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
-        if let Err(failure) = self.take(bytes) {
-            return Poll::Ready(Some(Err(axum::Error::new((self.wrong)(failure)))));
-        }
-        Poll::Ready(polled)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-}
-
-/// An answer that is handed over in pieces, and its share of the memory until the last of them.
+/// An answer that is handed over in pieces; `None` once it was given up.
 struct Charged {
+    held: Arc<Mutex<Option<Held>>>,
+    _watch: AbortOnDropHandle<()>,
+}
+
+/// What is left of an answer, and its share of the memory until the last piece.
+struct Held {
     body: Body,
     /// What is left of the data that was taken from it.
     data: Bytes,
+    /// When a piece was last asked for.
+    asked: Instant,
     _share: OwnedSemaphorePermit,
 }
 
-impl HttpBody for Charged {
-    type Data = Bytes;
-    type Error = axum::Error;
+impl Charged {
+    fn new(held: Held, patience: Duration) -> Self {
+        let held = Arc::new(Mutex::new(Some(held)));
+        let watched = Arc::downgrade(&held);
+        // Who is not asked can't end by itself.
+        let left = move || {
+            let watched = watched.upgrade()?;
+            let mut held = lock(&watched);
+            let until = held.as_ref()?.asked + patience;
+            if until <= Instant::now() {
+                *held = None;
+            }
+            held.as_ref().map(|_| until)
+        };
+        let watch = async move {
+            while let Some(until) = left() {
+                tokio::time::sleep_until(until).await;
+            }
+        };
+        Self { held, _watch: AbortOnDropHandle::new(tokio::spawn(watch)) }
+    }
+}
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+impl Held {
+    fn new(body: Body, share: OwnedSemaphorePermit) -> Self {
+        Self { body, data: Bytes::new(), asked: Instant::now(), _share: share }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.asked = Instant::now();
         if self.data.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(context))
                 .map(|frame| frame.map(Frame::into_data))
@@ -217,15 +180,34 @@ impl HttpBody for Charged {
         let piece = self.data.len().min(INLINE_BYTES);
         Poll::Ready(Some(Ok(Frame::data(self.data.split_to(piece)))))
     }
+}
+
+impl HttpBody for Charged {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let late = || Poll::Ready(Some(Err(axum::Error::new("the answer was not taken in time"))));
+        lock(&self.held).as_mut().map_or_else(late, |held| held.poll(context))
+    }
 
     fn is_end_stream(&self) -> bool {
-        self.data.is_empty() && self.body.is_end_stream()
+        lock(&self.held).as_ref().is_some_and(|held| held.data.is_empty() && held.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (body, left) = (self.body.size_hint(), self.data.len() as u64);
-        body.exact().map_or(body, |exact| SizeHint::with_exact(exact + left))
+        lock(&self.held).as_ref().map_or_else(SizeHint::default, |held| {
+            let (body, left) = (held.body.size_hint(), held.data.len() as u64);
+            body.exact().map_or(body, |exact| SizeHint::with_exact(exact + left))
+        })
     }
+}
+
+fn lock(held: &Mutex<Option<Held>>) -> MutexGuard<'_, Option<Held>> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Does work whose time grows with `bytes`: here where they are few, on a blocking thread where they are many.
@@ -259,5 +241,16 @@ mod tests {
         assert!(pieces.iter().all(|piece| piece.len() <= INLINE_BYTES));
         assert_eq!(pieces.concat(), vec![7; LARGE]);
         assert!(answer(LARGE).is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_asks_for_is_given_up() {
+        const LARGE: usize = 10 * INLINE_BYTES;
+        let intake = Intake::new(LARGE, 9 * INLINE_BYTES, Duration::from_millis(20));
+        let held = intake.charge(vec![7u8; LARGE].into_response()).unwrap();
+        let all = intake.memory.clone().acquire_many_owned(9 * INLINE_BYTES as u32);
+        let freed = tokio::time::timeout(Duration::from_secs(20), all).await;
+        assert!(freed.is_ok(), "it holds its share for ever");
+        assert!(held.into_body().into_data_stream().try_collect::<Vec<_>>().await.is_err());
     }
 }

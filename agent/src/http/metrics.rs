@@ -15,15 +15,32 @@ use crate::exposition::{Exposition, Kind};
 use crate::histogram::Histogram;
 use crate::scorer::{Counters, Live};
 
-/// Answers of the server by status.
+/// Answers of the server by status, and those of calls over gRPC, whose status over HTTP is always 200, by their own.
 #[derive(Debug, Default)]
-pub(super) struct HttpCounters(Mutex<BTreeMap<u16, u64>>);
+pub(super) struct HttpCounters {
+    statuses: Counts<u16>,
+    codes: Counts<&'static str>,
+}
+
+type Counts<K> = Mutex<BTreeMap<K, u64>>;
 
 impl HttpCounters {
     pub(super) fn answered(&self, status: StatusCode) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *counts.entry(status.as_u16()).or_default() += 1;
+        count(&self.statuses, status.as_u16());
     }
+
+    /// A call over gRPC was answered so.
+    pub(super) fn called(&self, code: &'static str) {
+        count(&self.codes, code);
+    }
+}
+
+fn count<K: Ord>(counts: &Counts<K>, key: K) {
+    *counts.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default() += 1;
+}
+
+fn read<K: Clone>(counts: &Counts<K>) -> BTreeMap<K, u64> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 pub(super) async fn show(State(api): State<Api>) -> Response {
@@ -40,11 +57,15 @@ pub(super) async fn show(State(api): State<Api>) -> Response {
 fn write(api: &Api) -> String {
     let mut exposition = Exposition::default();
     of_models(&api.service.scorer.all(), &mut exposition);
-    let answers = api.counters.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut family =
         exposition.family("edgewise_http_responses_total", Kind::Counter, "Answers over HTTP by status.");
-    for (status, count) in answers {
+    for (status, count) in read(&api.counters.statuses) {
         family.sample(&[("status", &status.to_string())], count);
+    }
+    let mut family =
+        exposition.family("edgewise_grpc_responses_total", Kind::Counter, "Answers over gRPC by code.");
+    for (code, count) in read(&api.counters.codes) {
+        family.sample(&[("code", code)], count);
     }
     let help = "Connections that were idle and made way for others.";
     let given_up = api.places.given_up();

@@ -278,6 +278,12 @@ fn tensors_travel_as_bytes_too() {
         assert_eq!((answered.status, answered.json()["error"].as_str()), (400, Some(says)));
     }
     let path = "/v2/models/power-demand/infer";
+    let raw = |body: &[u8]| served.request("POST", path, &[("Inference-Header-Content-Length", "0")], body);
+    let answered = raw(&blob);
+    assert_eq!(answered.status, 200, "{}", answered.text());
+    let length: usize = answered.header("inference-header-content-length").parse().unwrap();
+    assert_eq!(answered.body[length..], all.body[all.body.len() - 16..], "elements alone, both ways");
+    assert!(raw(&blob[1..]).json()["error"].as_str().unwrap().contains("the body has 95 bytes"));
     for length in ["-1", "many", "99999"] {
         let answered = served.request("POST", path, &[("Inference-Header-Content-Length", length)], b"{}");
         assert_eq!(answered.status, 400, "{length}");
@@ -296,6 +302,8 @@ fn every_mistake_has_its_status_and_one_line() {
     let good = || with("name", json!("load"));
     let deep = format!("{{\"inputs\":{}", "[".repeat(50_000));
     let outputs = |outputs: Value| json!({ "inputs": golden().0, "outputs": outputs }).to_string();
+    let parameters =
+        |parameters: Value| json!({ "inputs": golden().0, "parameters": parameters }).to_string();
     let cases: Vec<(&str, &str, String, u16, &str)> = vec![
         ("GET", "/v2/nothing", String::new(), 404, "there is nothing at /v2/nothing"),
         ("GET", infer, String::new(), 405, "GET is not answered at"),
@@ -349,6 +357,21 @@ fn every_mistake_has_its_status_and_one_line() {
         (
             "POST",
             infer,
+            outputs(json!([{ "name": "probabilities", "parameters": { "classification": 0 } }])),
+            400,
+            "classification is no number of classes",
+        ),
+        (
+            "POST",
+            infer,
+            parameters(json!({ "sequence_id": 7 })),
+            400,
+            "sequences of requests are not supported",
+        ),
+        ("POST", infer, parameters(json!({ "timeout": "soon" })), 400, "the request can't be read"),
+        (
+            "POST",
+            infer,
             json!({ "id": "x".repeat(101), "inputs": golden().0 }).to_string(),
             400,
             "`id` is longer",
@@ -391,6 +414,36 @@ fn every_mistake_has_its_status_and_one_line() {
     assert_eq!(served.metric(r#"nv_inference_request_success{model="power-demand",version="2"}"#), 1);
     assert_eq!(served.metric(r#"edgewise_http_responses_total{status="413"}"#), 3);
     assert_eq!(served.metric("agent_up"), 1);
+}
+
+#[test]
+fn what_is_refused_over_grpc_is_counted_by_its_code() {
+    let served = Served::with_sample();
+    let call = |method: &str, message: Vec<u8>| {
+        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+        let body = [&[0], length.as_slice(), &message].concat();
+        let uri = format!("http://{}/inference.GRPCInferenceService/{method}", served.address);
+        served.runtime.block_on(async {
+            let stream = tokio::net::TcpStream::connect(served.address).await.unwrap();
+            let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+            let (mut sender, connection) = handshake.await.unwrap();
+            tokio::spawn(connection);
+            let request = ureq::http::Request::post(uri).body(axum::body::Body::from(body)).unwrap();
+            let answered = sender.send_request(request).await.unwrap();
+            let code = answered.headers().get("grpc-status").cloned();
+            let body = http_body_util::BodyExt::collect(answered.into_body()).await.unwrap();
+            let code = code.or_else(|| body.trailers()?.get("grpc-status").cloned()).unwrap();
+            (code.to_str().unwrap().to_owned(), body.to_bytes().to_vec())
+        })
+    };
+    assert_eq!(call("ServerLive", Vec::new()), ("0".to_owned(), vec![0, 0, 0, 0, 2, 8, 1]));
+    assert_eq!(call("ModelInfer", [0x2a, 0].repeat(40_000)).0, "3", "40,000 inputs");
+    assert_eq!(call("ModelInfer", Vec::new()).0, "5", "no model");
+    assert_eq!(call("ModelInfer", vec![0; 100_000]).0, "8", "too large");
+    for (code, count) in [("OK", 1), ("INVALID_ARGUMENT", 1), ("NOT_FOUND", 1), ("RESOURCE_EXHAUSTED", 1)] {
+        let line = format!(r#"edgewise_grpc_responses_total{{code="{code}"}}"#);
+        assert_eq!(served.metric(&line), count, "{code}");
+    }
 }
 
 #[test]
@@ -493,6 +546,39 @@ fn a_full_queue_and_a_slow_model_are_said_at_once() {
         let waits = waits.join().unwrap();
         assert_eq!(waits.status, 503);
     });
+    drop(opens);
+}
+
+#[test]
+fn who_waits_no_longer_is_counted_as_canceled() {
+    let served = Served::new(options(), Duration::from_secs(60));
+    let (proven, begins, opens) = gate(2);
+    served.scorer.swap(proven).unwrap();
+    let canceled =
+        || served.metric(r#"nv_inference_request_failure{model="gate",version="2",reason="CANCELED"}"#);
+    let input = json!([{ "name": "x", "shape": [1], "datatype": "FP32", "data": [1] }]);
+    let body = |parameters: Value| json!({ "inputs": input, "parameters": parameters }).to_string();
+    // Microseconds; the model does not end before it is let.
+    let soon = body(json!({ "timeout": 1000, "sequence_id": "", "priority": 3 }));
+    let refused = served.post("/v2/models/gate/infer", &soon);
+    assert_eq!((refused.status, &refused.json()["error"]), (503, &json!("scoring timeout after 1 ms")));
+    assert_eq!(canceled(), 1);
+
+    let mut gone = TcpStream::connect(served.address).unwrap();
+    let body = body(json!({ "timeout": 0 }));
+    let length = body.len();
+    let head = format!("POST /v2/models/gate/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+    gone.write_all((head + &body).as_bytes()).unwrap();
+    begins.recv().unwrap();
+    let pending = r#"nv_inference_pending_request_count{model="gate",version="2"}"#;
+    while served.metric(pending) == 0 {
+        std::thread::yield_now();
+    }
+    drop(gone);
+    while served.metric(pending) > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(canceled(), 2);
     drop(opens);
 }
 

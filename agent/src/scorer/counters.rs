@@ -57,10 +57,10 @@ impl Counters {
         timed(&self.output_ns, write)
     }
 
-    /// Counts a request as pending for as long as the answer lives.
+    /// Counts a request as pending for as long as the answer lives, and as canceled where that is not told its end.
     pub(super) fn pending(&self) -> Pending<'_> {
         count(&self.pending);
-        Pending(&self.pending)
+        Pending { counters: self, ended: false }
     }
 
     /// A request was refused before it was queued.
@@ -86,8 +86,7 @@ impl Counters {
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A request has come to its end.
-    pub(super) fn count(&self, signature: &Signature, result: &Result<Scored, ScoreRefused>, took: Duration) {
+    fn count(&self, signature: &Signature, result: &Result<Scored, ScoreRefused>, took: Duration) {
         match result {
             Ok(scored) => {
                 self.last_ms.store(now_ms(), Ordering::Relaxed);
@@ -105,12 +104,31 @@ impl Counters {
     }
 }
 
-/// A request that waits or is being scored.
-pub(super) struct Pending<'a>(&'a AtomicU64);
+/// A request that waits or is being scored. Its caller may go away, and what scores it is dropped then.
+pub(super) struct Pending<'a> {
+    counters: &'a Counters,
+    ended: bool,
+}
+
+impl Pending<'_> {
+    /// It has come to its end.
+    pub(super) fn end(
+        mut self,
+        signature: &Signature,
+        result: &Result<Scored, ScoreRefused>,
+        took: Duration,
+    ) {
+        self.ended = true;
+        self.counters.count(signature, result, took);
+    }
+}
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.counters.pending.fetch_sub(1, Ordering::Relaxed);
+        if !self.ended {
+            count(&self.counters.canceled);
+        }
     }
 }
 

@@ -2,23 +2,21 @@
 
 use bytes::Bytes;
 use engine::{Data, DataType, Tensor, TensorSpec, Tensors, binary};
-use tonic::Status;
 
+use super::super::failure::Failure;
 use super::super::repository::dims;
 use super::message::{Contents, InferInputTensor, TensorMetadata};
 
 /// The inputs of a request. Contents are either all raw or none is, as the protocol has it.
-pub(super) fn inputs(given: Vec<InferInputTensor>, raw: &[Bytes]) -> Result<Tensors, Status> {
+pub(super) fn inputs(given: Vec<InferInputTensor>, raw: &[Bytes]) -> Result<Tensors, Failure> {
     if !raw.is_empty() && raw.len() != given.len() {
         let (raw, inputs) = (raw.len(), given.len());
-        return Err(Status::invalid_argument(format!(
-            "raw_input_contents has {raw} items for {inputs} inputs"
-        )));
+        return Err(Failure::bad_request(format!("raw_input_contents has {raw} items for {inputs} inputs")));
     }
     let mut inputs = Tensors::new();
     for (place, input) in given.into_iter().enumerate() {
         let wrong =
-            |why: &dyn std::fmt::Display| Status::invalid_argument(format!("tensor `{}`: {why}", input.name));
+            |why: &dyn std::fmt::Display| Failure::bad_request(format!("tensor `{}`: {why}", input.name));
         if input.parameters.contains_key("shared_memory_region") {
             return Err(wrong(&"shared memory is not supported"));
         }
@@ -101,11 +99,7 @@ fn data(data_type: DataType, contents: Contents) -> Result<Data, String> {
         DataType::F32 => Data::F32(floats),
         DataType::F64 => Data::F64(doubles),
         DataType::F16 => return Err("FP16 is taken in raw_input_contents only".to_owned()),
-        DataType::String => {
-            let read = |text: &Bytes| String::from_utf8(text.to_vec());
-            let texts: Result<Vec<String>, _> = texts.iter().map(read).collect();
-            Data::String(texts.map_err(|_| "an element is not UTF-8".to_owned())?)
-        }
+        DataType::String => Data::String(texts),
     };
     if data.len() == given {
         Ok(data)
@@ -151,9 +145,8 @@ mod tests {
 
     #[test]
     fn each_mistake_names_the_tensor() {
-        let says = |given: InferInputTensor, raw: &[Bytes]| {
-            inputs(vec![given], raw).unwrap_err().message().to_owned()
-        };
+        let says =
+            |given: InferInputTensor, raw: &[Bytes]| inputs(vec![given], raw).unwrap_err().line().to_owned();
         let ints = |ints: &[i32]| Some(Contents { int_contents: ints.to_vec(), ..Contents::default() });
         let bytes = |length: usize| [Bytes::from(vec![0; length])];
         assert_eq!(says(input("FP8", &[1], None), &[]), "tensor `x`: unknown datatype FP8");

@@ -12,8 +12,11 @@ use crate::settings::Settings;
 /// What takes less on one thread is left there.
 const SHORT: Duration = Duration::from_millis(1);
 
-/// Scores of which the quickest is what a model takes: others are slowed by what else the machine does.
+/// Scores of which the quickest is what a model takes, at the least: others are slowed by what else the machine does.
 const TRIES: usize = 5;
+
+/// How long a machine that is busy is measured, for it needs a moment in which all cores are free.
+const LONGEST: Duration = Duration::from_millis(250);
 
 /// More threads than one must save this part of the time, one in eight, for they take it from others.
 const WORTH: u32 = 8;
@@ -41,13 +44,14 @@ pub(super) fn load(
         return Ok((alone, 1));
     };
     // What can't score these inputs is not measured; whether it is right is not asked here.
-    let Ok([took]) = quickest([&mut alone], inputs) else { return Ok((alone, 1)) };
+    let Ok([took]) = quickest([&mut alone], inputs, |_| true) else { return Ok((alone, 1)) };
     if took < SHORT || !room(alone.memory_bytes) {
         return Ok((alone, 1));
     }
     let Ok(mut together) = with(each) else { return Ok((alone, 1)) };
-    match quickest([&mut alone, &mut together], inputs) {
-        Ok([took, less]) if less + took / WORTH < took => {
+    let pays = |[took, less]: [Duration; 2]| less + took / WORTH < took;
+    match quickest([&mut alone, &mut together], inputs, pays) {
+        Ok(measured) if pays(measured) => {
             together.memory_bytes = alone.memory_bytes;
             Ok((together, u32::try_from(each).unwrap_or(u32::MAX)))
         }
@@ -55,21 +59,25 @@ pub(super) fn load(
     }
 }
 
-/// The quickest score of each, in turns, so that what else the machine does slows all.
+/// The quickest score of each, in turns, so that what else the machine does slows all. Ends once `is_clear` says so of them,
+/// or after [`LONGEST`].
 fn quickest<const N: usize>(
     mut models: [&mut Loaded; N],
     inputs: &Tensors,
+    is_clear: impl Fn([Duration; N]) -> bool,
 ) -> Result<[Duration; N], ScoreError> {
     // The first pays for lazy set-up.
     models.iter_mut().try_for_each(|loaded| loaded.model.score(inputs).map(drop))?;
+    let (begun, mut turns) = (Instant::now(), 0);
     let mut quickest = [Duration::MAX; N];
-    for _ in 0..TRIES {
+    while turns < TRIES || (!is_clear(quickest) && begun.elapsed() < LONGEST) {
         for (loaded, quickest) in models.iter_mut().zip(&mut quickest) {
             let begun = Instant::now();
             loaded.model.score(inputs)?;
             *quickest = begun.elapsed().min(*quickest);
         }
-        if quickest.iter().any(|quickest| *quickest > SHORT * 100) {
+        turns += 1;
+        if begun.elapsed() > LONGEST * 2 {
             break;
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use axum::routing::post;
 use bytes::Bytes;
@@ -38,6 +38,9 @@ use crate::service::Answer;
 
 /// Where its methods are.
 pub(super) const SERVICE: &str = "/inference.GRPCInferenceService/";
+
+/// The header with the code of a refusal.
+const STATUS: &str = "grpc-status";
 
 /// The header with which a caller says how long it waits.
 const TIMEOUT: &str = "grpc-timeout";
@@ -96,15 +99,8 @@ where
         }),
     };
     match answered {
-        Ok(message) => {
-            api.counters.called(name(Code::Ok));
-            frame::answer(message)
-        }
-        Err(failure) => {
-            let status = status(&failure);
-            api.counters.called(name(status.code()));
-            status.into_http()
-        }
+        Ok(message) => frame::answer(message),
+        Err(failure) => status(&failure).into_http(),
     }
 }
 
@@ -335,8 +331,15 @@ pub(super) fn status(failure: &Failure) -> Status {
     Status::new(code, failure.line())
 }
 
+/// The code of an answer, where it is one over gRPC. What is not in its head is a success.
+pub(super) fn code(uri: &Uri, answer: &Response) -> Option<Code> {
+    uri.path()
+        .starts_with(SERVICE)
+        .then(|| answer.headers().get(STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes())))
+}
+
 /// The name of a code that [`status`] gives.
-fn name(code: Code) -> &'static str {
+pub(super) fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Unauthenticated => "UNAUTHENTICATED",

@@ -166,14 +166,14 @@ impl Drop for Visit {
             taken.working -= usize::from(is_here);
             taken.waiting = Instant::now();
         });
-        self.place.hall.changed.notify_one();
+        self.place.hall.changed.notify_waiters();
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.hall.lock().taken.remove(&self.number);
-        self.hall.changed.notify_one();
+        self.hall.changed.notify_waiters();
     }
 }
 

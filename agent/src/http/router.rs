@@ -103,6 +103,9 @@ async fn count(State(api): State<Api>, mut request: Request, next: Next) -> Resp
     let response = trace::within(span, work).await;
     drop(visit);
     api.counters.answered(response.status());
+    if let Some(code) = grpc::code(&uri, &response) {
+        api.counters.called(grpc::name(code));
+    }
     response
 }
 

@@ -11,7 +11,6 @@ use crate::trace::{Kind, Parent, Span, Tracer, Value};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-const GRPC_STATUS: &str = "grpc-status";
 
 /// Begins the span of a request, if it is to be traced.
 pub(super) fn begin(tracer: &Tracer, request: &Request) -> Option<Span> {
@@ -53,10 +52,7 @@ pub(super) fn begin(tracer: &Tracer, request: &Request) -> Option<Span> {
 
 /// Ends it with the answer.
 pub(super) fn end(span: &mut Span, uri: &Uri, response: &Response) {
-    if called(uri).is_some() {
-        // Where it is not in the head, it is a success.
-        let code =
-            response.headers().get(GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+    if let Some(code) = grpc::code(uri, response) {
         span.set("rpc.grpc.status_code", Value::Number(code as u64));
         let ours = [
             Code::Unknown,

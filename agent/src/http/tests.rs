@@ -342,7 +342,7 @@ fn every_mistake_has_its_status_and_one_line() {
             "input `load` has shape [24]: expected FP32 [-1, 24]",
         ),
         ("POST", infer, with("shape", json!([2, 24])), 400, "shape [2, 24] holds 48 elements, data has 24"),
-        ("POST", infer, with("shape", json!([-1, 24])), 400, "tensor `load`: invalid value"),
+        ("POST", infer, with("shape", json!([-1, 24])), 400, "expected a shape of whole numbers, 0 or more"),
         ("POST", infer, with("data", json!(["x"])), 400, "tensor `load`"),
         ("POST", infer, with("data", json!([[1], [2, 3]])), 400, "lists at one depth differ in length"),
         ("POST", infer, with("data", Value::Null), 400, "tensor `load`: its data is missing"),

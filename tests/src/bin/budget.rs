@@ -63,9 +63,9 @@ fn main() -> ExitCode {
 fn run() -> Result<bool, Failure> {
     let directory = e2e::fresh_directory("budget")?;
     let mut budget = Budget { kept: true };
-    budget.hold("stripped binary", megabytes(size(&program("edgewise-agent"))?), 21.0, "MB");
+    budget.hold("stripped binary", megabytes(size(&program("edgewise-agent"))?), 20.0, "MB");
     if let Some(other) = std::env::args_os().nth(1) {
-        budget.hold("stripped binary, without tract", megabytes(size(Path::new(&other))?), 9.0, "MB");
+        budget.hold("stripped binary, without tract", megabytes(size(Path::new(&other))?), 8.5, "MB");
     }
     at_rest(&mut budget, &directory.join("rest"))?;
     first_answers(&budget, &directory.join("start"))?;

@@ -10,7 +10,7 @@
 mod columns;
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,10 @@ const STRAINED_SHARE: u32 = 4;
 const GROUP_ROWS: usize = 512;
 /// See [`GROUP_ROWS`].
 const GROUP_BYTES: usize = 256 * 1024;
+
+/// While rows wait for others to share their write, the queue is looked at so often: a thread that is woken for each row takes
+/// the core from who scores the next. What comes meanwhile fits into the queue many times.
+const BREATH: Duration = Duration::from_millis(10);
 
 /// How rows may wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,9 +223,13 @@ impl Writer {
             self.take(message, &mut group);
             let until = Instant::now() + self.longest;
             while !group.is_full() && group.settled.is_empty() {
-                match self.queue.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                match self.queue.try_recv() {
                     Ok(message) => self.take(message, &mut group),
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+                    Err(TryRecvError::Disconnected) => break,
+                    Err(TryRecvError::Empty) if Instant::now() >= until => break,
+                    Err(TryRecvError::Empty) => {
+                        std::thread::sleep(BREATH.min(until.saturating_duration_since(Instant::now())));
+                    }
                 }
             }
             self.append(std::mem::take(&mut group));

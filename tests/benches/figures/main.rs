@@ -28,9 +28,10 @@ use e2e::process::{Failure, program};
 
 type Bench = fn(&Path) -> Result<(), Failure>;
 
-const BENCHES: [(&str, Bench); 6] = [
+const BENCHES: [(&str, Bench); 7] = [
     ("scorer", scorer::measure),
     ("serving", serving::measure),
+    ("capture", serving::capture),
     ("mqtt", mqtt::measure),
     ("spool", spool::measure),
     ("pull", pull::measure),

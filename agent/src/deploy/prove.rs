@@ -1,6 +1,6 @@
 //! The proof: a version is loaded on this device, its golden samples give what they must, and it is warm.
 //!
-//! Where requests shall be scored together, that is proven, too: it is taken back where a golden sample has another output then.
+//! Where requests shall be scored together, that is proven, too (see `batches`), and taken back where a row has another output then.
 //!
 //! The only place that makes a [`Proven`] version, and so the only way to serve.
 

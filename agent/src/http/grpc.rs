@@ -39,9 +39,6 @@ use crate::service::Answer;
 /// Where its methods are.
 pub(super) const SERVICE: &str = "/inference.GRPCInferenceService/";
 
-/// The header with the code of a refusal.
-const STATUS: &str = "grpc-status";
-
 /// The header with which a caller says how long it waits.
 const TIMEOUT: &str = "grpc-timeout";
 
@@ -333,9 +330,9 @@ pub(super) fn status(failure: &Failure) -> Status {
 
 /// The code of an answer, where it is one over gRPC. What is not in its head is a success.
 pub(super) fn code(uri: &Uri, answer: &Response) -> Option<Code> {
-    uri.path()
-        .starts_with(SERVICE)
-        .then(|| answer.headers().get(STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes())))
+    uri.path().starts_with(SERVICE).then(|| {
+        answer.headers().get(frame::STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
+    })
 }
 
 /// The name of a code that [`status`] gives.

@@ -12,7 +12,8 @@ use super::super::failure::Failure;
 
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
-const STATUS: &str = "grpc-status";
+/// Where the code of an answer stands: in the trailers, or of a refusal in the head.
+pub(super) const STATUS: &str = "grpc-status";
 
 const OK: HeaderValue = HeaderValue::from_static("0");
 

@@ -2,6 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// Replaces the file at `path` with `bytes`. When this returns, the new bytes are on the medium; when the power
@@ -31,10 +33,23 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
 /// Makes everything durable that was written to the file system of `directory`. One call for thousands of small
 /// files costs what one of them would.
 pub fn sync_file_system(directory: &Path) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     let directory = File::open(directory)?;
     // SAFETY: syncfs takes a descriptor that is open for the call and touches no memory of ours.
     if unsafe { libc::syncfs(directory.as_raw_fd()) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives the bytes of a file in `range` back to the file system; they read as zeros then. An error of the kind
+/// [`io::ErrorKind::Unsupported`] where the file system can't.
+pub fn make_hole(file: &File, range: &Range<u64>) -> io::Result<()> {
+    let offset = |offset| libc::off_t::try_from(offset).map_err(io::Error::other);
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let (begin, bytes) = (offset(range.start)?, offset(range.end.saturating_sub(range.start))?);
+    // SAFETY: fallocate takes a descriptor that is open for the call and touches no memory of ours.
+    if unsafe { libc::fallocate(file.as_raw_fd(), mode, begin, bytes) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]

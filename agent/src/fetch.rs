@@ -106,17 +106,34 @@ impl Fetcher {
             missing.iter().map(|chunk| (chunk.digest, *chunk)).collect();
         let wants = missing.iter().map(|chunk| Want { digest: chunk.digest, offset: 0 });
         let mut pull = Pull::new(self, wants);
-        while let Some((want, piece)) = pull.next().await? {
-            let Some(chunk) = sizes.get(&want.digest).copied() else { continue };
-            transfer.fetched_bytes += piece.bytes.len() as u64;
+        while let Some(first) = pull.next().await? {
+            // What has come meanwhile is stored in one go: a thread's waking takes longer than a chunk's writing.
+            let mut come = vec![first];
+            while come.len() < window::LARGEST
+                && let Some(next) = pull.come()?
+            {
+                come.push(next);
+            }
+            let work: Vec<(Want, ChunkRef, Arc<Chunk>)> = come
+                .into_iter()
+                .filter_map(|(want, piece)| Some((want, *sizes.get(&want.digest)?, piece)))
+                .collect();
+            transfer.fetched_bytes += work.iter().map(|(_, _, piece)| piece.bytes.len() as u64).sum::<u64>();
             let vault = self.vault.clone();
-            match blocking(move || Ok(vault.put_chunk(&chunk, &piece.bytes))).await? {
-                Ok(()) => pull.window.done(&want, Instant::now()),
-                Err(VaultError::Foreign(digest)) => {
-                    tracing::warn!(%digest, "a chunk came with other bytes than its name says; asking again");
-                    pull.window.again(&want);
+            let store = move |(want, chunk, piece): (Want, ChunkRef, Arc<Chunk>)| {
+                (want, vault.put_chunk(&chunk, &piece.bytes))
+            };
+            for (want, stored) in
+                blocking(move || Ok(work.into_iter().map(store).collect::<Vec<_>>())).await?
+            {
+                match stored {
+                    Ok(()) => pull.window.done(&want, Instant::now()),
+                    Err(VaultError::Foreign(digest)) => {
+                        tracing::warn!(%digest, "a chunk came with other bytes than its name says; asking again");
+                        pull.window.again(&want);
+                    }
+                    Err(error) => return Err(error.into()),
                 }
-                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -183,16 +200,31 @@ impl<'a> Pull<'a> {
                 }
                 Err(_) => continue,
             };
-            let want = Want { digest: piece.digest, offset: piece.offset };
-            if !self.window.is_wanted(&want) {
-                continue;
+            if let Some(wanted) = self.wanted(piece)? {
+                return Ok(Some(wanted));
             }
-            if piece.total == 0 {
-                return Err(FetchError::Later(format!("the registry does not have {}", want.digest)));
-            }
-            return Ok(Some((want, piece)));
         }
         Ok(None)
+    }
+
+    /// One more piece that was asked for, if it is here.
+    fn come(&mut self) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
+        while let Ok(piece) = self.arrivals.try_recv() {
+            if let Some(wanted) = self.wanted(piece)? {
+                return Ok(Some(wanted));
+            }
+        }
+        Ok(None)
+    }
+
+    fn wanted(&self, piece: Arc<Chunk>) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
+        let want = Want { digest: piece.digest, offset: piece.offset };
+        match self.window.is_wanted(&want) {
+            true if piece.total == 0 => {
+                Err(FetchError::Later(format!("the registry does not have {}", want.digest)))
+            }
+            is_wanted => Ok(is_wanted.then_some((want, piece))),
+        }
     }
 
     async fn ask(&mut self) {

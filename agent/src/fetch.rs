@@ -61,9 +61,13 @@ impl Fetcher {
         Self { link, vault, arrivals: broadcast::channel(ARRIVALS).0 }
     }
 
-    /// Hands a piece to whoever waits for it. Where nobody does, it is dropped: it was asked for twice.
+    /// Hands pieces to whoever waits for them. Where nobody does, they are dropped: they were asked for twice.
     pub fn deliver(&self, chunk: Chunk) {
-        let _ = self.arrivals.send(Arc::new(chunk));
+        let mut first = chunk;
+        let more = std::mem::take(&mut first.more);
+        for piece in std::iter::once(first).chain(more) {
+            let _ = self.arrivals.send(Arc::new(piece));
+        }
     }
 
     /// Brings the bundle `digest` to the disk, from `source`. Its `size` in bytes is compared where it is known. It
@@ -238,7 +242,9 @@ impl<'a> Pull<'a> {
             return;
         }
         let wants = self.window.take(Instant::now());
-        if !wants.is_empty() && self.link.fetch(&Fetch { wants }).await.is_err() {
+        if !wants.is_empty()
+            && self.link.fetch(&Fetch { wants, joined: self.window.is_wide() }).await.is_err()
+        {
             self.window.forget_asked();
         }
     }

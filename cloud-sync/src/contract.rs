@@ -338,8 +338,11 @@ impl Ledger {
 /// A device asks for pieces of objects. An object is a chunk or a manifest, named by its digest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fetch {
-    /// What is wanted; an answer each.
+    /// What is wanted; a piece each.
     pub wants: Vec<Want>,
+    /// Whether several pieces may come in one message: the link brings it in good time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joined: bool,
 }
 
 /// One wanted piece.
@@ -363,6 +366,9 @@ pub struct Chunk {
     pub total: u64,
     /// The piece.
     pub bytes: ByteBuf,
+    /// Further pieces, where the device takes them joined. What these have here is ignored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<Chunk>,
 }
 
 /// Captured rows on their way up: the rows `first_sequence`, `first_sequence + 1`, … of a stream.
@@ -520,7 +526,8 @@ impl Message for Chunk {
     const KIND: Kind = Kind::Chunk;
 
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
-        vec![("bytes", self.bytes.len(), limits::MAX_PIECE_BYTES)]
+        let pieces = std::iter::once(self).chain(&self.more);
+        pieces.map(|piece| ("bytes", piece.bytes.len(), limits::MAX_PIECE_BYTES)).collect()
     }
 }
 

@@ -18,10 +18,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cloud_sync::contract::{self, Fetch, Message, Presence, Reply, Reported, Telemetry};
+use cloud_sync::contract::{self, Chunk, Fetch, Message, Presence, Reply, Reported, Telemetry};
+use cloud_sync::limits;
 use cloud_sync::name::DeviceId;
 use cloud_sync::session::{Event, Incoming};
 use cloud_sync::topic::Kind;
+use futures_util::StreamExt;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -29,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commands::Commands;
 use crate::deployments::Deployments;
-use crate::link::Link;
+use crate::link::{Link, LinkError};
 use crate::objects::Objects;
 use crate::sharing::Sharing;
 use crate::sink::Sink;
@@ -51,6 +53,12 @@ const FETCH_QUEUE: usize = 256;
 
 /// Requests for pieces that are answered at once, so that a slow disk holds up one device and not all.
 const FETCHERS: usize = 8;
+
+/// Pieces of one request that are read at once: while one is on its way to memory, others are on their way out.
+const READ_AHEAD: usize = 4;
+
+/// Bytes that a piece takes in a message beside its own: the names of its fields, a digest and three numbers.
+const JOINT_BYTES: usize = 128;
 
 /// Answers to commands that may wait.
 const REPLY_QUEUE: usize = 64;
@@ -236,27 +244,52 @@ async fn answer_fetches(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Fetch
         }
         let (parts, pieces) = (parts.clone(), pieces.clone());
         answering.spawn(async move {
-            for want in &fetch.wants {
-                let piece = match pieces.read(want).await {
-                    Ok(piece) => piece,
-                    Err(error) => {
-                        parts.counters.failed.fetch_add(1, Ordering::Relaxed);
-                        tracing::error!(%device, %error, "a piece could not be read");
-                        continue;
-                    }
-                };
-                let bytes = piece.bytes.len() as u64;
-                if parts.link.publish(&device, &piece).await.is_err() {
-                    // The connection is gone, and with it the device's wish: it asks again.
-                    return;
-                }
-                parts.counters.pieces.fetch_add(1, Ordering::Relaxed);
-                parts.counters.piece_bytes.fetch_add(bytes, Ordering::Relaxed);
-            }
+            // Where the connection is gone, so is the device's wish: it asks again.
+            let _ = answer(&parts, &pieces, &device, fetch).await;
         });
     }
     // Whoever is still pulling asks again.
     answering.abort_all();
+}
+
+async fn answer(parts: &Parts, pieces: &Pieces, device: &DeviceId, fetch: Fetch) -> Result<(), LinkError> {
+    let most = if fetch.joined { limits::MAX_MESSAGE_BYTES - limits::ENVELOPE_BYTES } else { 0 };
+    let (mut message, mut size): (Option<Chunk>, usize) = (None, 0);
+    let mut read = futures_util::stream::iter(fetch.wants).map(|want| pieces.read(want)).buffered(READ_AHEAD);
+    while let Some(piece) = read.next().await {
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(error) => {
+                parts.counters.failed.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%device, %error, "a piece could not be read");
+                continue;
+            }
+        };
+        let bytes = piece.bytes.len() + JOINT_BYTES;
+        size += bytes;
+        match &mut message {
+            Some(first) if size <= most => first.more.push(piece),
+            _ => {
+                size = bytes;
+                if let Some(full) = message.replace(piece) {
+                    send_pieces(parts, device, &full).await?;
+                }
+            }
+        }
+    }
+    match message {
+        Some(last) => send_pieces(parts, device, &last).await,
+        None => Ok(()),
+    }
+}
+
+async fn send_pieces(parts: &Parts, device: &DeviceId, message: &Chunk) -> Result<(), LinkError> {
+    parts.link.publish(device, message).await?;
+    let pieces = std::iter::once(message).chain(&message.more);
+    let bytes = pieces.map(|piece| piece.bytes.len() as u64).sum();
+    parts.counters.pieces.fetch_add(1 + message.more.len() as u64, Ordering::Relaxed);
+    parts.counters.piece_bytes.fetch_add(bytes, Ordering::Relaxed);
+    Ok(())
 }
 
 async fn keep_replies(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Reply)>) {

@@ -80,8 +80,8 @@ fn fields_that_an_earlier_version_lacks_have_defaults() {
 #[test]
 fn what_breaks_a_bound_is_neither_sent_nor_believed() {
     let want = Want { digest: digest(), offset: 0 };
-    refused(&Fetch { wants: vec![want; limits::MAX_WANTS + 1] }, "wants");
-    accepted(&Fetch { wants: vec![want; limits::MAX_WANTS] });
+    refused(&Fetch { wants: vec![want; limits::MAX_WANTS + 1], joined: true }, "wants");
+    accepted(&Fetch { wants: vec![want; limits::MAX_WANTS], joined: true });
 
     let model =
         |number| DesiredModel { name: format!("m{number}").parse().unwrap(), ..desired().models[0].clone() };
@@ -92,6 +92,8 @@ fn what_breaks_a_bound_is_neither_sent_nor_believed() {
     let piece = |bytes: usize| Chunk { bytes: ByteBuf::from(vec![7; bytes]), ..chunk() };
     refused(&piece(limits::MAX_PIECE_BYTES + 1), "bytes");
     accepted(&piece(limits::MAX_PIECE_BYTES));
+    refused(&Chunk { more: vec![piece(limits::MAX_PIECE_BYTES + 1)], ..chunk() }, "bytes");
+    accepted(&Chunk { more: vec![piece(limits::MAX_PIECE_BYTES)], ..chunk() });
 
     refused(&Command { id: "x".repeat(129), ..command() }, "id");
     refused(&Receipt { stream: "x".repeat(65), ..receipt() }, "stream");
@@ -395,11 +397,12 @@ fn reported_by_a_board() -> Reported {
 }
 
 fn fetch() -> Fetch {
-    Fetch { wants: vec![Want { digest: digest(), offset: 65_536 }] }
+    Fetch { wants: vec![Want { digest: digest(), offset: 65_536 }], joined: false }
 }
 
 fn chunk() -> Chunk {
-    Chunk { digest: digest(), offset: 65_536, total: 65_539, bytes: ByteBuf::from(vec![1, 2, 3]) }
+    let bytes = ByteBuf::from(vec![1, 2, 3]);
+    Chunk { digest: digest(), offset: 65_536, total: 65_539, bytes, more: Vec::new() }
 }
 
 fn telemetry() -> Telemetry {

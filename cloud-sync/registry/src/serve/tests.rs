@@ -130,7 +130,8 @@ impl Device {
     async fn pull(&mut self, digest: Digest) -> Vec<u8> {
         let mut bytes = Vec::new();
         loop {
-            self.send(&Fetch { wants: vec![Want { digest, offset: bytes.len() as u64 }] }).await;
+            self.send(&Fetch { wants: vec![Want { digest, offset: bytes.len() as u64 }], joined: false })
+                .await;
             let chunk: Chunk = self.receive().await;
             assert_eq!((chunk.digest, chunk.offset), (digest, bytes.len() as u64));
             bytes.extend_from_slice(&chunk.bytes);

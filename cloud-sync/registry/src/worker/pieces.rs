@@ -36,7 +36,7 @@ impl Pieces {
     }
 
     /// The piece that is wanted, or the word that there is no such object.
-    pub(super) async fn read(&self, want: &Want) -> Result<Chunk, ObjectError> {
+    pub(super) async fn read(&self, want: Want) -> Result<Chunk, ObjectError> {
         let object = self.object(want.digest).await?.unwrap_or_default();
         let begin = usize::try_from(want.offset).unwrap_or(usize::MAX).min(object.len());
         let end = begin.saturating_add(MAX_PIECE_BYTES).min(object.len());
@@ -46,6 +46,7 @@ impl Pieces {
             offset: want.offset,
             total: object.len() as u64,
             bytes: ByteBuf::from(bytes),
+            more: Vec::new(),
         })
     }
 
@@ -103,19 +104,19 @@ mod tests {
         let digest = Digest::of(&object);
         objects.put_named(Named::Manifest(digest), object.clone().into()).await.unwrap();
         let pieces = Pieces::new(objects);
-        let first = pieces.read(&Want { digest, offset: 0 }).await.unwrap();
-        let second = pieces.read(&Want { digest, offset: MAX_PIECE_BYTES as u64 }).await.unwrap();
+        let first = pieces.read(Want { digest, offset: 0 }).await.unwrap();
+        let second = pieces.read(Want { digest, offset: MAX_PIECE_BYTES as u64 }).await.unwrap();
         assert_eq!((first.total, second.bytes.len()), (object.len() as u64, 10));
         assert_eq!([first.bytes.as_slice(), &second.bytes].concat(), object);
-        assert!(pieces.read(&Want { digest, offset: u64::MAX }).await.unwrap().bytes.is_empty());
-        let unknown = pieces.read(&Want { digest: Digest::of(b"?"), offset: 0 }).await.unwrap();
+        assert!(pieces.read(Want { digest, offset: u64::MAX }).await.unwrap().bytes.is_empty());
+        let unknown = pieces.read(Want { digest: Digest::of(b"?"), offset: 0 }).await.unwrap();
         assert_eq!(unknown.total, 0);
 
         let damaged = Digest::of(b"whole");
         pieces.objects.put_named(Named::Chunk(damaged), Bytes::from_static(b"whole")).await.unwrap();
         let folder = directory.path().join("chunks").join(&damaged.to_string()[..2]);
         std::fs::write(folder.join(damaged.to_string()), b"whale").unwrap();
-        assert_eq!(pieces.read(&Want { digest: damaged, offset: 0 }).await.unwrap().total, 0);
+        assert_eq!(pieces.read(Want { digest: damaged, offset: 0 }).await.unwrap().total, 0);
     }
 
     #[test]

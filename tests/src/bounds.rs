@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -17,7 +17,7 @@ use crate::process::{Failure, wait_until};
 use crate::site::{DEVICE, PATIENCE, Site, adds_up};
 
 /// The least bounds that the agent takes.
-const SPOOL_BYTES: u64 = 8 << 20;
+pub(crate) const SPOOL_BYTES: u64 = 8 << 20;
 /// See [`SPOOL_BYTES`].
 const VAULT_BYTES: u64 = 16 << 20;
 
@@ -25,7 +25,7 @@ const VAULT_BYTES: u64 = 16 << 20;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// The model whose rows come faster than any link: its output is its input, one number a row.
-const FAST: &str = "burst";
+pub(crate) const FAST: &str = "burst";
 
 /// Rows of one request to it.
 const BURST: usize = 3000;
@@ -71,7 +71,7 @@ impl Gauge {
 /// stays within its bound, and each row is accounted for.
 pub fn spool() -> Result<String, Failure> {
     let mut site = Site::start_with("bounds-spool", &[("EDGEWISE_SPOOL_MAX_BYTES", "8 MiB")])?;
-    let model = crate::target_root().join("test-models/types/identity_f32.onnx").display().to_string();
+    let model = fast_model().display().to_string();
     site.cloud.text(&["model", "register", &model, "--name", FAST])?;
     site.cloud.text(&["deploy", &format!("{FAST}:1"), "--device", DEVICE])?;
     site.cloud.wait_for_phase(DEVICE, FAST, 1, "active")?;
@@ -137,15 +137,20 @@ pub fn vault(versions: u64) -> Result<String, Failure> {
     Ok(format!("vault: at most {most} of {VAULT_BYTES} bytes of disk over {versions} versions"))
 }
 
+/// The file of [`FAST`].
+pub(crate) fn fast_model() -> PathBuf {
+    crate::target_root().join("test-models/types/identity_f32.onnx")
+}
+
 /// Rows whose number is each time another.
 #[derive(Default)]
-struct Burst {
+pub(crate) struct Burst {
     sent: usize,
 }
 
 impl Burst {
     /// Sends one more, and waits until its rows have come to the spool: in the queue before it they are nowhere yet.
-    fn send(&mut self, client: &Client) -> Result<(), Failure> {
+    pub(crate) fn send(&mut self, client: &Client) -> Result<(), Failure> {
         let numbers: Vec<usize> = (self.sent..self.sent + BURST).collect();
         let body = json!({"inputs": [{"name": "x", "shape": [BURST], "datatype": "FP32", "data": numbers}]});
         let captured = || client.metric("edgewise_rows_captured_total");

@@ -10,7 +10,7 @@ use crate::client::Client;
 use crate::data::Window;
 use crate::process::{Failure, wait_until};
 
-/// Clients at the same time.
+/// Clients at the same time, where nothing else is said.
 const CLIENTS: usize = 2;
 
 /// How long answers may take to come.
@@ -53,6 +53,11 @@ impl Flowed {
 impl Background {
     /// Starts to score `windows` over and over at the agent's `url`.
     pub fn start(url: &str, windows: &[Window]) -> Self {
+        Self::start_with(url, windows, CLIENTS)
+    }
+
+    /// As [`Background::start`], with so many clients, each with a connection of its own.
+    pub fn start_with(url: &str, windows: &[Window], clients: usize) -> Self {
         let (flowed, stop) = <(Arc<Mutex<Flowed>>, Arc<AtomicBool>)>::default();
         let url = Arc::new(Mutex::new(url.to_owned()));
         let client = || {
@@ -78,7 +83,7 @@ impl Background {
                 }
             })
         };
-        let threads = (0..CLIENTS).map(|_| client()).collect();
+        let threads = (0..clients).map(|_| client()).collect();
         Self { url, flowed, stop, threads }
     }
 

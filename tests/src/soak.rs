@@ -1,7 +1,8 @@
 //! Whether memory stays flat: the same thing done over and over to a real agent, and what it has resident meanwhile.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::bounds::{Burst, FAST, SPOOL_BYTES, fast_model};
 use crate::client::Client;
 use crate::data::{self, MODEL};
 use crate::flow::Background;
@@ -18,6 +19,22 @@ const WARM_UP: u64 = READINGS / 5;
 
 /// How long the load may take until the next reading.
 const LOAD: Duration = Duration::from_secs(1800);
+
+/// What may be resident after a load and with a full spool, beyond what was before.
+const LOADED_BYTES: u64 = 15 << 20;
+
+/// Clients of that load.
+const LOADERS: usize = 4;
+
+/// A broker that is not there.
+const NOBODY: &str = "mqtt://127.0.0.1:9";
+
+/// How often what is resident is looked at under that load.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How long a full spool and what is left of the load may take: it fills at some thousand rows a second, and threads that
+/// have nothing to do end after some seconds.
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// How long a link may take to come back: pauses of a second, and what connecting takes.
 const LINK: Duration = Duration::from_secs(30);
@@ -47,9 +64,7 @@ pub fn scores(total: u64, provider: &str) -> Result<String, Failure> {
 /// Deploys one of two versions and then the other so often, each time loaded and proven anew, while requests flow.
 pub fn swaps(total: u64, provider: &str) -> Result<String, Failure> {
     let library = crate::onnxruntime().unwrap_or_default().display().to_string();
-    let variables = [("EDGEWISE_ENGINE_PROVIDER", provider), ("EDGEWISE_ENGINE_ONNXRUNTIME", &library)];
-    let variables = if provider == "tract" { &variables[..1] } else { &variables };
-    let mut site = Site::start_with(&format!("soak-swaps-{provider}"), variables)?;
+    let mut site = Site::start_with(&format!("soak-swaps-{provider}"), &engine(provider, &library))?;
     site.bring(1)?;
     site.bring(2)?;
     let known = site.cloud.model_on(DEVICE, MODEL)?;
@@ -76,6 +91,64 @@ pub fn swaps(total: u64, provider: &str) -> Result<String, Failure> {
     }
 }
 
+/// Captures every score of so long a time while no cloud takes the rows and the spool gives up the oldest of them; compares
+/// what is resident after that with what was before.
+pub fn outbox(duration: Duration, provider: &str) -> Result<String, Failure> {
+    let directory = crate::fresh_directory(&format!("soak-outbox-{provider}"))?;
+    let fast = directory.join(FAST).with_extension("onnx");
+    std::fs::copy(fast_model(), &fast).map_err(|error| format!("making {}: {error}", fast.display()))?;
+    let (fast, sample) = (fast.display().to_string(), data::sample(Some(2)).display().to_string());
+    let (library, spool) = (crate::onnxruntime().unwrap_or_default(), SPOOL_BYTES.to_string());
+    let library = library.display().to_string();
+    let mut variables = engine(provider, &library);
+    variables.extend([("EDGEWISE_COLLECT_ENABLED", "true"), ("EDGEWISE_SPOOL_MAX_BYTES", &spool)]);
+    let agent = Agent::start_with(
+        &directory.join("agent"),
+        DEVICE,
+        NOBODY,
+        0,
+        &["--local", &sample, "--local", &fast],
+        &variables,
+    )?;
+    let client = Client::new(&agent.http);
+    let idle = agent.process.resident()?;
+    let mut burst = Burst::default();
+    let dropped = || client.metric("edgewise_rows_dropped_total{reason=\"spool_full\"}");
+    let begun = Instant::now();
+    // The counter is there from its first row on.
+    while dropped().unwrap_or(0) == 0 {
+        burst.send(&client)?;
+        if begun.elapsed() > SETTLE {
+            return Err(format!("the spool of {spool} bytes is not full after {SETTLE:?}"));
+        }
+    }
+    let (full, begun) = (dropped()?, Instant::now());
+    let flow = Background::start_with(&agent.http, &data::test_split()?, LOADERS);
+    let mut most = agent.process.resident()?;
+    while begun.elapsed() < duration {
+        std::thread::sleep(LOOK);
+        most = most.max(agent.process.resident()?);
+    }
+    let flowed = flow.stop()?;
+    let given_up = dropped()? - full;
+    if flowed.failed > 0 {
+        return Err(format!("{} scores failed: {}", flowed.failed, flowed.why));
+    }
+    let after = wait_until(SETTLE, || match agent.process.resident()? {
+        after if after <= idle + LOADED_BYTES => Ok(after),
+        after => Err(format!("{:.1} MB resident, {:.1} MB before", megabytes(after), megabytes(idle))),
+    })?;
+    Ok(format!(
+        "{:.0} s of load on {provider} with a full spool: {} scores, {given_up} rows given up; {:.1} MB resident before, \
+         {:.1} MB at most meanwhile, {:.1} MB after",
+        duration.as_secs_f64(),
+        flowed.total(),
+        megabytes(idle),
+        megabytes(most),
+        megabytes(after)
+    ))
+}
+
 /// Kills the broker so often, waiting each time until the link is back; its pauses are as short as they can be had.
 pub fn reconnects(total: u64) -> Result<String, Failure> {
     let site = Site::start_with("soak-reconnects", &[("EDGEWISE_CLOUD_LONGEST_PAUSE", "1s")])?;
@@ -98,6 +171,15 @@ pub fn reconnects(total: u64) -> Result<String, Failure> {
     })?;
     cloud.wait_for_phase(DEVICE, MODEL, 1, "active")?;
     Ok(told)
+}
+
+/// The environment in which an agent runs its models so.
+fn engine<'a>(provider: &'a str, library: &'a str) -> Vec<(&'static str, &'a str)> {
+    let mut variables = vec![("EDGEWISE_ENGINE_PROVIDER", provider)];
+    if provider != "tract" {
+        variables.push(("EDGEWISE_ENGINE_ONNXRUNTIME", library));
+    }
+    variables
 }
 
 /// Reads what is resident at even steps of `work`, which is told how far to go, and compares it with the bound.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use e2e::data::{self, MODEL};
 use e2e::flow::Background;
@@ -35,6 +36,11 @@ fn memory_stays_flat_over_scores() -> Result<(), Failure> {
 #[test]
 fn memory_stays_flat_over_swaps() -> Result<(), Failure> {
     soak::swaps(25, "tract").map(|told| println!("{told}"))
+}
+
+#[test]
+fn memory_comes_back_after_a_load_with_a_full_spool() -> Result<(), Failure> {
+    soak::outbox(Duration::from_secs(3), "tract").map(|told| println!("{told}"))
 }
 
 #[test]

@@ -23,9 +23,9 @@ pub(crate) enum Question {
     Grpc(Bytes),
 }
 
-/// A connection to a server.
+/// A connection to a server, over HTTP made anew where the server ends it with its answer.
 pub(crate) enum Caller {
-    Http { stream: BufReader<TcpStream>, request: Arc<[u8]>, line: String, body: Vec<u8> },
+    Http { address: String, stream: Option<BufReader<TcpStream>>, request: Arc<[u8]>, body: Vec<u8> },
     Grpc { runtime: Runtime, sender: SendRequest<Full<Bytes>>, uri: String, message: Bytes },
 }
 
@@ -35,10 +35,8 @@ impl Caller {
         let wrong = |error: &dyn std::fmt::Display| format!("connecting to {address}: {error}");
         match question {
             Question::Http(request) => {
-                let stream =
-                    TcpStream::connect(address).and_then(|stream| stream.set_nodelay(true).map(|()| stream));
-                let stream = BufReader::new(stream.map_err(|error| wrong(&error))?);
-                Ok(Self::Http { stream, request: request.clone(), line: String::new(), body: Vec::new() })
+                let (address, stream) = (address.to_owned(), Some(connect(address)?));
+                Ok(Self::Http { address, stream, request: request.clone(), body: Vec::new() })
             }
             Question::Grpc(message) => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -69,9 +67,13 @@ impl Caller {
     /// Asks once and reads the answer to its end.
     pub(crate) fn ask(&mut self) -> Result<(), Failure> {
         match self {
-            Self::Http { stream, request, line, body } => {
-                let asked = stream.get_mut().write_all(request).and_then(|()| answer(stream, line, body));
-                let status = asked.map_err(|error| format!("asking over HTTP: {error}"))?;
+            Self::Http { address, stream, request, body } => {
+                let mut open = stream.take().map_or_else(|| connect(address), Ok)?;
+                let asked = open.get_mut().write_all(request).and_then(|()| answer(&mut open, body));
+                let (status, ends) = asked.map_err(|error| format!("asking over HTTP: {error}"))?;
+                if !ends {
+                    *stream = Some(open);
+                }
                 let refused = || format!("{}: {}", status.trim(), String::from_utf8_lossy(body));
                 if status.contains(" 200 ") { Ok(()) } else { Err(refused()) }
             }
@@ -129,25 +131,28 @@ pub(crate) fn throughput(
     })
 }
 
-/// Reads an answer to its end; gives the status line.
-fn answer(
-    stream: &mut BufReader<TcpStream>,
-    line: &mut String,
-    body: &mut Vec<u8>,
-) -> std::io::Result<String> {
-    let mut status = String::new();
+fn connect(address: &str) -> Result<BufReader<TcpStream>, Failure> {
+    let stream = TcpStream::connect(address).and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+    stream.map(BufReader::new).map_err(|error| format!("connecting to {address}: {error}"))
+}
+
+/// Reads an answer to its end; gives the status line, and whether the server ends the connection.
+fn answer(stream: &mut BufReader<TcpStream>, body: &mut Vec<u8>) -> std::io::Result<(String, bool)> {
+    let (mut status, mut line) = (String::new(), String::new());
     stream.read_line(&mut status)?;
-    let mut length = 0;
+    let (mut length, mut ends) = (0, false);
     loop {
         line.clear();
-        if stream.read_line(line)? <= 2 {
+        if stream.read_line(&mut line)? <= 2 {
             break;
         }
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+        line.make_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
             length = value.trim().parse().map_err(std::io::Error::other)?;
         }
+        ends |= line.trim_end() == "connection: close";
     }
     body.resize(length, 0);
     stream.read_exact(body)?;
-    Ok(status)
+    Ok((status, ends))
 }

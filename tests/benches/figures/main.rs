@@ -8,6 +8,7 @@
     reason = "only JSON values are indexed, which give null for what is not there"
 )]
 
+mod azureml;
 mod caller;
 mod floor;
 mod footprint;
@@ -28,9 +29,10 @@ use e2e::process::{Failure, program};
 
 type Bench = fn(&Path) -> Result<(), Failure>;
 
-const BENCHES: [(&str, Bench); 7] = [
+const BENCHES: [(&str, Bench); 8] = [
     ("scorer", scorer::measure),
     ("serving", serving::measure),
+    ("azureml", azureml::measure),
     ("capture", serving::capture),
     ("mqtt", mqtt::measure),
     ("spool", spool::measure),

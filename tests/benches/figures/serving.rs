@@ -37,26 +37,18 @@ pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(&directory)
         .map_err(|error| format!("making {}: {error}", directory.display()))?;
     for (work, crowd_asks) in [(Work::tiny()?, "JSON"), (Work::squeezenet(&directory)?, "binary")] {
-        let ours = Agent::start_local(
-            &directory.join(work.name),
-            &bundle(&work),
-            &["--provider", "cpu", "--onnxruntime", &library],
-        )?;
-        let floor = floor(&work, &library, &directory)?;
-        let (ours, peer) = (ours, floor);
+        let ours = agent(&work, &library, &directory)?;
+        let peer = floor(&work, &library, &directory)?;
+        let addresses = [address(&ours.http), &peer.1];
         let questions = [
             ("JSON", Question::Http(work.json().into())),
             ("binary", Question::Http(work.binary().into())),
             ("gRPC", Question::Grpc(work.grpc())),
         ];
         for (form, question) in &questions {
-            latency(&format!("{}, {form}, p50", work.name), [address(&ours.http), &peer.1], question)?;
+            latency(&format!("{}, {form}", work.name), NAME, addresses, question)?;
             if *form == crowd_asks || *form == "gRPC" {
-                crowded(
-                    &format!("{}, {form}, {CROWD} callers", work.name),
-                    [address(&ours.http), &peer.1],
-                    question,
-                )?;
+                crowded(&format!("{}, {form}", work.name), NAME, addresses, question)?;
             }
         }
         let mut engine = sample::engine(&work)?;
@@ -130,9 +122,15 @@ fn paced(caller: &mut Caller) -> Result<Vec<f64>, Failure> {
     (0..questions).map(ask).collect()
 }
 
-fn latency(figure: &str, [ours, peer]: [&str; 2], question: &Question) -> Result<(), Failure> {
-    let (mut ours, mut theirs) = (Caller::open(ours, question)?, Caller::open(peer, question)?);
-    against(figure, NAME, || ours.ask(), || theirs.ask())
+/// How long an answer takes, asked over one connection to each of two addresses: ours and the peer's.
+pub(crate) fn latency(
+    figure: &str,
+    peer: &str,
+    [ours, theirs]: [&str; 2],
+    question: &Question,
+) -> Result<(), Failure> {
+    let (mut ours, mut theirs) = (Caller::open(ours, question)?, Caller::open(theirs, question)?);
+    against(&format!("{figure}, p50"), peer, || ours.ask(), || theirs.ask())
 }
 
 fn against(
@@ -149,11 +147,17 @@ fn against(
     Ok(())
 }
 
-fn crowded(figure: &str, [ours, peer]: [&str; 2], question: &Question) -> Result<(), Failure> {
+/// As [`latency`]: how many answers a second many callers get.
+pub(crate) fn crowded(
+    figure: &str,
+    peer: &str,
+    [ours, theirs]: [&str; 2],
+    question: &Question,
+) -> Result<(), Failure> {
     let each =
         |address: &str| throughput(address, question, CROWD, Duration::from_secs(1)).map(|rate| vec![rate]);
-    let compared = in_turns(CROWDED_TURNS, || each(ours), || each(peer))?;
-    compare(figure, Unit::PerSecond, NAME, compared);
+    let compared = in_turns(CROWDED_TURNS, || each(ours), || each(theirs))?;
+    compare(&format!("{figure}, {CROWD} callers"), Unit::PerSecond, peer, compared);
     Ok(())
 }
 
@@ -169,11 +173,18 @@ fn floor(work: &Work, library: &str, directory: &Path) -> Result<(Process, Strin
     Ok((process, address))
 }
 
+/// The agent that serves it, without a cloud.
+pub(crate) fn agent(work: &Work, library: &str, directory: &Path) -> Result<Agent, Failure> {
+    let flags = ["--provider", "cpu", "--onnxruntime", library];
+    Agent::start_local(&directory.join(work.name), &bundle(work), &flags)
+}
+
 /// What the agent serves: the whole bundle where there is one.
 fn bundle(work: &Work) -> std::path::PathBuf {
     if work.name == e2e::data::MODEL { sample::bundle() } else { work.onnx.clone() }
 }
 
-fn address(url: &str) -> &str {
+/// The `HOST:PORT` of a URL.
+pub(crate) fn address(url: &str) -> &str {
     url.trim_start_matches("http://")
 }

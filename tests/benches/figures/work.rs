@@ -6,10 +6,12 @@ use bytes::Bytes;
 use e2e::data::MODEL;
 use e2e::process::Failure;
 use prost::Message;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::floor::{InferRequest, InputTensor};
 use crate::sample;
+
+const JSON: &str = "content-type: application/json";
 
 /// A model and one request for it.
 pub(crate) struct Work {
@@ -50,10 +52,18 @@ impl Work {
     pub(crate) fn json(&self) -> Vec<u8> {
         let input =
             json!({ "name": self.input, "shape": self.shape, "datatype": "FP32", "data": self.numbers });
-        self.over_http(
-            "content-type: application/json",
-            json!({ "inputs": [input] }).to_string().into_bytes(),
-        )
+        let body = json!({ "inputs": [input] }).to_string();
+        Self::over_http(&self.infer(), JSON, body.into_bytes())
+    }
+
+    /// The body that Azure ML's clients send to `/score`.
+    pub(crate) fn rows(&self) -> Value {
+        json!({ "data": nested(&self.shape, &self.numbers) })
+    }
+
+    /// A request with that body.
+    pub(crate) fn score(&self) -> Vec<u8> {
+        Self::over_http("/score", JSON, self.rows().to_string().into_bytes())
     }
 
     /// A request with its tensor, and the answer's, as bytes after the JSON.
@@ -68,7 +78,7 @@ impl Work {
             "content-type: application/octet-stream\r\ninference-header-content-length: {}",
             head.len()
         );
-        self.over_http(&header, [head.as_bytes(), &tensor].concat())
+        Self::over_http(&self.infer(), &header, [head.as_bytes(), &tensor].concat())
     }
 
     /// The message of a call over gRPC, with the tensor as bytes.
@@ -93,12 +103,25 @@ impl Work {
         self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
     }
 
-    fn over_http(&self, header: &str, body: Vec<u8>) -> Vec<u8> {
+    fn infer(&self) -> String {
+        format!("/v2/models/{}/infer", self.name)
+    }
+
+    fn over_http(path: &str, header: &str, body: Vec<u8>) -> Vec<u8> {
         let head = format!(
-            "POST /v2/models/{}/infer HTTP/1.1\r\nhost: localhost\r\n{header}\r\ncontent-length: {}\r\n\r\n",
-            self.name,
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\n{header}\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         [head.into_bytes(), body].concat()
+    }
+}
+
+/// Numbers as lists in lists.
+fn nested(shape: &[usize], numbers: &[f32]) -> Value {
+    match shape {
+        [] | [_] => json!(numbers),
+        [length, rest @ ..] => {
+            numbers.chunks((numbers.len() / length).max(1)).map(|part| nested(rest, part)).collect()
+        }
     }
 }

@@ -1,0 +1,182 @@
+//! `POST /score` against Azure ML's own inference server with an entry script of numpy and ONNX Runtime.
+//!
+//! The server runs as it ships: a worker of gunicorn takes one request at a time and ends the connection with its answer,
+//! so each of its requests comes over a new one. It gets as many workers as cores and threads allow.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use e2e::client::Client;
+use e2e::files;
+use e2e::mosquitto::free_port;
+use e2e::process::{Agent, Failure, Process};
+use serde_json::Value;
+
+use crate::caller::Question;
+use crate::measure::{Unit, compare, in_turns, skipped};
+use crate::sample;
+use crate::serving::{address, agent, crowded, latency};
+use crate::work::Work;
+
+const NAME: &str = "azureml-inference-server-http 1.5.1, numpy and ONNX Runtime";
+
+/// What pip installs for it: ONNX Runtime as `cross/onnxruntime` has it, numpy as the tests have it, and what the server's
+/// speed depends on.
+const PACKAGES: [&str; 6] = [
+    "azureml-inference-server-http==1.5.1",
+    "flask==3.1.3",
+    "gunicorn==27.0.1",
+    "numpy==2.2.6",
+    "onnxruntime==1.32.0",
+    "werkzeug==3.1.9",
+];
+
+/// What the server says once in each worker.
+const READY: &str = "init has completed successfully";
+
+/// How far a number may be from the other's: what two builds of ONNX Runtime may differ by.
+const TOLERANCE: f64 = 1e-4;
+
+pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
+    let Some(library) = sample::library() else {
+        skipped("azureml", "there is no ONNX Runtime here; run cross/onnxruntime");
+        return Ok(());
+    };
+    let installed = match installed() {
+        Ok(installed) => installed,
+        Err(why) => {
+            skipped("azureml", &format!("needs {} in a virtual environment: {why}", PACKAGES.join(" ")));
+            return Ok(());
+        }
+    };
+    let directory = directory.join("azureml");
+    std::fs::create_dir_all(&directory)
+        .map_err(|error| format!("making {}: {error}", directory.display()))?;
+    for work in [Work::tiny()?, Work::squeezenet(&directory)?] {
+        let ours = agent(&work, &library.display().to_string(), &directory)?;
+        let theirs = Server::start(&installed, &work, &directory)?;
+        same_answer(&ours, &theirs, &work)?;
+        let question = Question::Http(work.score().into());
+        let (figure, addresses) = (format!("{}, /score", work.name), [address(&ours.http), &theirs.address]);
+        latency(&figure, NAME, addresses, &question)?;
+        crowded(&figure, NAME, addresses, &question)?;
+        let mebibytes = |bytes: u64| vec![bytes as f64 / f64::from(1 << 20)];
+        let memory = in_turns(
+            1,
+            || shared_out(&[ours.process.id()]).map(mebibytes),
+            || theirs.processes().and_then(|all| shared_out(&all)).map(mebibytes),
+        )?;
+        let figure = format!("{}, proportional memory after that", work.name);
+        compare(&figure, Unit::Mebibytes, &format!("{NAME}, {} workers", theirs.workers), memory);
+    }
+    Ok(())
+}
+
+/// The server, ended in order when it goes out of scope: its workers outlive a killed one by minutes.
+struct Server {
+    process: Process,
+    address: String,
+    workers: usize,
+}
+
+impl Server {
+    fn start(installed: &Path, work: &Work, directory: &Path) -> Result<Self, Failure> {
+        let port = free_port()?.to_string();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = (cores / work.threads).max(1);
+        let script = e2e::repository().join("tests/benches/azureml_score.py").display().to_string();
+        let models = work.onnx.parent().unwrap_or(directory).display().to_string();
+        let (threads, count) = (work.threads.to_string(), workers.to_string());
+        let arguments =
+            ["--entry_script", &script, "--model_dir", &models, "--port", &port, "--worker_count", &count];
+        let log = directory.join("azmlinfsrv.log");
+        let mut process = Process::start_program(
+            &installed.join("bin/azmlinfsrv"),
+            "azmlinfsrv",
+            arguments,
+            &[("SCORE_THREADS", &threads)],
+            &log,
+        )?;
+        for _ in 0..workers {
+            process.wait_for_line(READY)?;
+        }
+        Ok(Self { process, address: format!("127.0.0.1:{port}"), workers })
+    }
+
+    /// The ids of it and its workers.
+    fn processes(&self) -> Result<Vec<u32>, Failure> {
+        let id = self.process.id();
+        let children = files::read(Path::new(&format!("/proc/{id}/task/{id}/children")))?;
+        Ok([id].into_iter().chain(children.split_whitespace().filter_map(|id| id.parse().ok())).collect())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(why) = self.process.terminate() {
+            eprintln!("figures: {why}");
+        }
+    }
+}
+
+/// Bytes that processes have resident, what they share counted once among those who do.
+fn shared_out(processes: &[u32]) -> Result<u64, Failure> {
+    let proportional = |id: &u32| {
+        let path = format!("/proc/{id}/smaps_rollup");
+        let text = files::read(Path::new(&path))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(|| format!("{path} has no Pss"))
+    };
+    processes.iter().map(proportional).sum()
+}
+
+/// Both answer the same to the same.
+fn same_answer(ours: &Agent, theirs: &Server, work: &Work) -> Result<(), Failure> {
+    let ask = |url: &str| {
+        let answer = Client::new(url).post("/score", &work.rows())?;
+        if answer.status == 200 { Ok(answer.json()) } else { Err(format!("{url}: {}", answer.text)) }
+    };
+    let (ours, theirs) = (ask(&ours.http)?, ask(&format!("http://{}", theirs.address))?);
+    if agrees(&ours, &theirs) { Ok(()) } else { Err(format!("ours is {ours}, the peer's {theirs}")) }
+}
+
+fn agrees(ours: &Value, theirs: &Value) -> bool {
+    match (ours, theirs) {
+        (Value::Array(ours), Value::Array(theirs)) => {
+            ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(ours, theirs)| agrees(ours, theirs))
+        }
+        (Value::Object(ours), Value::Object(theirs)) => {
+            ours.len() == theirs.len()
+                && ours.iter().all(|(name, value)| theirs.get(name).is_some_and(|other| agrees(value, other)))
+        }
+        _ => match (ours.as_f64(), theirs.as_f64()) {
+            (Some(ours), Some(theirs)) => (ours - theirs).abs() <= TOLERANCE,
+            _ => ours == theirs,
+        },
+    }
+}
+
+/// The virtual environment with the server, made where it is not there yet.
+fn installed() -> Result<PathBuf, Failure> {
+    let (venv, wanted) = (e2e::target_root().join("azureml-venv"), PACKAGES.join(" "));
+    let stamp = venv.join("stamp");
+    if std::fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(venv);
+    }
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+    let mut pip = Command::new(venv.join("bin/pip"));
+    run(pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(PACKAGES))?;
+    files::write(&stamp, wanted)?;
+    Ok(venv)
+}
+
+fn run(command: &mut Command) -> Result<(), Failure> {
+    let output = command.output();
+    let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", command.get_program().display());
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(failed(&String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Err(failed(&error)),
+    }
+}

@@ -7,6 +7,7 @@
 
 mod place;
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -142,6 +143,34 @@ impl Objects {
             Some(bytes) if Digest::of(&bytes) == named.digest() => Ok(Some(bytes)),
             Some(_) => Err(ObjectError::Damaged(path)),
             None => Ok(None),
+        }
+    }
+
+    /// Those of the chunks that are here undamaged and could be read; why others are not, [`Objects::get_named`] says. A
+    /// directory's are read in one go: to wake a thread for each takes longer than to read it.
+    pub async fn chunks(&self, digests: Vec<Digest>) -> Vec<(Digest, Bytes)> {
+        let asked = digests.clone();
+        let read = move |root: &std::path::Path| {
+            let chunk =
+                |digest: Digest| Some((digest, fs::read(root.join(Named::Chunk(digest).path())).ok()?));
+            let chunks =
+                asked.into_iter().filter_map(chunk).filter(|(digest, bytes)| Digest::of(bytes) == *digest);
+            Ok(chunks.map(|(digest, bytes)| (digest, Bytes::from(bytes))).collect())
+        };
+        match self.place.on_disk(read).await {
+            Ok(Some(chunks)) => chunks,
+            Ok(None) => {
+                let read =
+                    |digest| async move { Some((digest, self.get_named(Named::Chunk(digest)).await.ok()??)) };
+                let together = digests.len().max(1);
+                futures_util::stream::iter(digests)
+                    .map(read)
+                    .buffered(together)
+                    .filter_map(std::future::ready)
+                    .collect()
+                    .await
+            }
+            Err(_) => Vec::new(),
         }
     }
 

@@ -23,7 +23,6 @@ use cloud_sync::limits;
 use cloud_sync::name::DeviceId;
 use cloud_sync::session::{Event, Incoming};
 use cloud_sync::topic::Kind;
-use futures_util::StreamExt;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -54,8 +53,8 @@ const FETCH_QUEUE: usize = 256;
 /// Requests for pieces that are answered at once, so that a slow disk holds up one device and not all.
 const FETCHERS: usize = 8;
 
-/// Pieces of one request that are read at once: while one is on its way to memory, others are on their way out.
-const READ_AHEAD: usize = 4;
+/// Pieces of one request that are read together: 1 MiB at most.
+const READ_TOGETHER: usize = 16;
 
 /// Bytes that a piece takes in a message beside its own: the names of its fields, a digest and three numbers.
 const JOINT_BYTES: usize = 128;
@@ -255,24 +254,26 @@ async fn answer_fetches(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Fetch
 async fn answer(parts: &Parts, pieces: &Pieces, device: &DeviceId, fetch: Fetch) -> Result<(), LinkError> {
     let most = if fetch.joined { limits::MAX_MESSAGE_BYTES - limits::ENVELOPE_BYTES } else { 0 };
     let (mut message, mut size): (Option<Chunk>, usize) = (None, 0);
-    let mut read = futures_util::stream::iter(fetch.wants).map(|want| pieces.read(want)).buffered(READ_AHEAD);
-    while let Some(piece) = read.next().await {
-        let piece = match piece {
-            Ok(piece) => piece,
-            Err(error) => {
-                parts.counters.failed.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(%device, %error, "a piece could not be read");
-                continue;
-            }
-        };
-        let bytes = piece.bytes.len() + JOINT_BYTES;
-        size += bytes;
-        match &mut message {
-            Some(first) if size <= most => first.more.push(piece),
-            _ => {
-                size = bytes;
-                if let Some(full) = message.replace(piece) {
-                    send_pieces(parts, device, &full).await?;
+    for together in fetch.wants.chunks(READ_TOGETHER) {
+        pieces.prepare(together).await;
+        for want in together {
+            let piece = match pieces.read(want).await {
+                Ok(piece) => piece,
+                Err(error) => {
+                    parts.counters.failed.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%device, %error, "a piece could not be read");
+                    continue;
+                }
+            };
+            let bytes = piece.bytes.len() + JOINT_BYTES;
+            size += bytes;
+            match &mut message {
+                Some(first) if size <= most => first.more.push(piece),
+                _ => {
+                    size = bytes;
+                    if let Some(full) = message.replace(piece) {
+                        send_pieces(parts, device, &full).await?;
+                    }
                 }
             }
         }

@@ -210,7 +210,8 @@ fn score(model: &Shared, name: &str, shape: Vec<usize>, numbers: Vec<f32>) -> Re
     model.lock().unwrap_or_else(PoisonError::into_inner).score(&inputs).map_err(|error| error.to_string())
 }
 
-fn numbers(bytes: &[u8]) -> Vec<f32> {
+/// Little-endian numbers.
+pub(crate) fn numbers(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|number| f32::from_le_bytes(*number)).collect()
 }
 

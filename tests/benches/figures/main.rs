@@ -19,6 +19,7 @@ mod sample;
 mod scorer;
 mod serving;
 mod site;
+mod socket;
 mod spool;
 mod work;
 

@@ -10,6 +10,7 @@ use crate::caller::{Caller, Question, throughput};
 use crate::floor::FLOOR;
 use crate::measure::{Unit, compare, in_turns, micros, skipped, timed};
 use crate::sample;
+use crate::socket::Socket;
 use crate::work::Work;
 
 /// Turns of so long: what is quick is asked a few thousand times, what is slow some hundred times.
@@ -55,13 +56,10 @@ pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
         let inputs = work.tensors()?;
         let score = || engine.score(&inputs).map(drop).map_err(|error| error.to_string());
         let [_, (_, binary), _] = &questions;
-        let mut caller = Caller::open(address(&ours.http), binary)?;
-        against(
-            &format!("{}, binary, p50", work.name),
-            "the engine called directly",
-            || caller.ask(),
-            score,
-        )?;
+        let (mut caller, mut socket) = (Caller::open(address(&ours.http), binary)?, Socket::open(&work)?);
+        let figure = format!("{}, binary, p50", work.name);
+        against(&figure, "the engine called directly", || caller.ask(), score)?;
+        against(&figure, "the engine behind a bare socket", || caller.ask(), || socket.ask())?;
         let resident =
             |process: &Process| process.resident().map(|bytes| vec![bytes as f64 / f64::from(1 << 20)]);
         let memory = in_turns(1, || resident(&ours.process), || resident(&peer.0))?;

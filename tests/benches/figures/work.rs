@@ -20,8 +20,8 @@ pub(crate) struct Work {
     pub(crate) onnx: PathBuf,
     /// Threads of one score: as the agent chooses them for it.
     pub(crate) threads: usize,
-    input: &'static str,
-    shape: Vec<usize>,
+    pub(crate) input: &'static str,
+    pub(crate) shape: Vec<usize>,
     numbers: Vec<f32>,
 }
 
@@ -99,7 +99,8 @@ impl Work {
         Ok([(self.input, tensor.map_err(|error| error.to_string())?)].into_iter().collect())
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    /// The tensor's numbers as they travel.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
     }
 

@@ -71,7 +71,7 @@ impl Place {
     }
 
     /// Does blocking work on the directory, where there is one.
-    async fn on_disk<T: Send + 'static>(
+    pub(super) async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&std::path::Path) -> io::Result<T> + Send + 'static,
     ) -> Result<Option<T>, ObjectError> {

@@ -2,7 +2,7 @@
 //! new version asks for the same chunks, and a manifest is asked for piece by piece.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use cloud_sync::contract::{Chunk, Want};
@@ -36,7 +36,7 @@ impl Pieces {
     }
 
     /// The piece that is wanted, or the word that there is no such object.
-    pub(super) async fn read(&self, want: Want) -> Result<Chunk, ObjectError> {
+    pub(super) async fn read(&self, want: &Want) -> Result<Chunk, ObjectError> {
         let object = self.object(want.digest).await?.unwrap_or_default();
         let begin = usize::try_from(want.offset).unwrap_or(usize::MAX).min(object.len());
         let end = begin.saturating_add(MAX_PIECE_BYTES).min(object.len());
@@ -50,8 +50,26 @@ impl Pieces {
         })
     }
 
+    /// Has the chunks among these in memory for [`Pieces::read`], as far as they can be read.
+    pub(super) async fn prepare(&self, wants: &[Want]) {
+        let absent: Vec<Digest> = {
+            let cache = self.cache();
+            let digests = wants.iter().map(|want| want.digest);
+            digests.filter(|digest| !cache.objects.contains_key(digest)).collect()
+        };
+        if !absent.is_empty() {
+            let chunks = self.objects.chunks(absent).await;
+            let mut cache = self.cache();
+            chunks.into_iter().for_each(|(digest, bytes)| cache.insert(digest, bytes));
+        }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn object(&self, digest: Digest) -> Result<Option<Bytes>, ObjectError> {
-        let cached = self.cache.lock().unwrap_or_else(PoisonError::into_inner).objects.get(&digest).cloned();
+        let cached = self.cache().objects.get(&digest).cloned();
         if cached.is_some() {
             return Ok(cached);
         }
@@ -60,7 +78,7 @@ impl Pieces {
             found = self.undamaged(Named::Manifest(digest)).await?;
         }
         if let Some(bytes) = &found {
-            self.cache.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, bytes.clone());
+            self.cache().insert(digest, bytes.clone());
         }
         Ok(found)
     }
@@ -104,19 +122,36 @@ mod tests {
         let digest = Digest::of(&object);
         objects.put_named(Named::Manifest(digest), object.clone().into()).await.unwrap();
         let pieces = Pieces::new(objects);
-        let first = pieces.read(Want { digest, offset: 0 }).await.unwrap();
-        let second = pieces.read(Want { digest, offset: MAX_PIECE_BYTES as u64 }).await.unwrap();
+        let first = pieces.read(&Want { digest, offset: 0 }).await.unwrap();
+        let second = pieces.read(&Want { digest, offset: MAX_PIECE_BYTES as u64 }).await.unwrap();
         assert_eq!((first.total, second.bytes.len()), (object.len() as u64, 10));
         assert_eq!([first.bytes.as_slice(), &second.bytes].concat(), object);
-        assert!(pieces.read(Want { digest, offset: u64::MAX }).await.unwrap().bytes.is_empty());
-        let unknown = pieces.read(Want { digest: Digest::of(b"?"), offset: 0 }).await.unwrap();
+        assert!(pieces.read(&Want { digest, offset: u64::MAX }).await.unwrap().bytes.is_empty());
+        let unknown = pieces.read(&Want { digest: Digest::of(b"?"), offset: 0 }).await.unwrap();
         assert_eq!(unknown.total, 0);
 
         let damaged = Digest::of(b"whole");
         pieces.objects.put_named(Named::Chunk(damaged), Bytes::from_static(b"whole")).await.unwrap();
         let folder = directory.path().join("chunks").join(&damaged.to_string()[..2]);
         std::fs::write(folder.join(damaged.to_string()), b"whale").unwrap();
-        assert_eq!(pieces.read(Want { digest: damaged, offset: 0 }).await.unwrap().total, 0);
+        pieces.prepare(&[Want { digest: damaged, offset: 0 }]).await;
+        assert_eq!(pieces.read(&Want { digest: damaged, offset: 0 }).await.unwrap().total, 0);
+    }
+
+    #[tokio::test]
+    async fn chunks_are_read_together_and_then_from_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let objects = Objects::open(&format!("file://{}", directory.path().display())).await.unwrap();
+        let digests = [b"one", b"two"].map(|bytes| Digest::of(bytes));
+        for (digest, bytes) in digests.into_iter().zip([b"one", b"two"]) {
+            objects.put_named(Named::Chunk(digest), Bytes::from_static(bytes)).await.unwrap();
+        }
+        let pieces = Pieces::new(objects);
+        let want = |digest| Want { digest, offset: 0 };
+        pieces.prepare(&[want(digests[0]), want(Digest::of(b"?")), want(digests[1])]).await;
+        std::fs::remove_dir_all(directory.path().join("chunks")).unwrap();
+        assert_eq!(pieces.read(&want(digests[0])).await.unwrap().bytes.as_slice(), b"one");
+        assert_eq!(pieces.read(&want(digests[1])).await.unwrap().bytes.as_slice(), b"two");
     }
 
     #[test]

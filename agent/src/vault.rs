@@ -6,7 +6,7 @@
 //!   can be loaded, by type.
 //! - What is verified is durable: the file system is synced before [`Vault::verify`] returns.
 //! - The vault never takes more of the disk than its budget: what is kept and what kept bundles still lack fit into it,
-//!   or nothing more is fetched. Counted in whole blocks and with the directories, as the disk does.
+//!   or nothing more is fetched. Counted in whole blocks, as the disk does.
 //! - What no kept bundle uses is removed by [`Vault::collect`], and only there; while a kept manifest can't be
 //!   read, nothing is.
 //!

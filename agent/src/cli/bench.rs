@@ -40,7 +40,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2,4,8")]
     concurrency: Vec<NonZeroUsize>,
     /// How long each level takes
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     duration: Duration,
     /// Rows of each request: the length of free first dimensions. Other free dimensions are 1
     #[arg(long, value_name = "N", default_value = "1")]
@@ -87,6 +87,11 @@ pub(super) fn bench(arguments: &Arguments) -> Result<(), Error> {
         report.add(callers, measured.map_err(wrong)?);
     }
     print(&if arguments.json { json(&report)? } else { report.to_string() })
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let given = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if given.is_zero() { Err("nothing can be measured in no time".to_owned()) } else { Ok(given) }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //! - What no kept bundle uses is removed by [`Vault::collect`], and only there; while a kept manifest can't be
 //!   read, nothing is.
 //!
-//! Chunks are not synced one by one: a chunk that a power cut damaged is found by its hash and fetched again.
+//! Chunks and manifests are not synced one by one: what a power cut damaged is found by its hash and fetched again.
 
 mod packs;
 
@@ -110,7 +110,7 @@ impl Vault {
         let manifest = Manifest::decode(bytes)?;
         self.room_for(on_disk(bytes.len() as u64))?;
         let path = self.manifests.join(digest.to_string());
-        durable::replace(&path, bytes).map_err(io_error("writing", &path))?;
+        replace(&path, bytes).map_err(io_error("writing", &path))?;
         Ok(manifest)
     }
 
@@ -318,6 +318,13 @@ fn remove_others(directory: &Path, kept: &HashSet<String>) -> Result<(), VaultEr
         }
     }
     Ok(())
+}
+
+/// Gives the file at `path` other bytes, whole or not at all; durable with the next sync of the file system.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, bytes)?;
+    fs::rename(&temporary, path)
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> VaultError + use<> {

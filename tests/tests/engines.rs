@@ -6,7 +6,7 @@ use std::process::Command;
 use e2e::client::Client;
 use e2e::data::{self, MODEL};
 use e2e::process::{Agent, Failure, Process, program, run_agent};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[test]
 fn the_agent_reports_what_really_runs_a_model() -> Result<(), Failure> {
@@ -26,6 +26,28 @@ fn the_agent_reports_what_really_runs_a_model() -> Result<(), Failure> {
         assert!(runs.contains(&format!("provider=\"{provider}\"")), "{name}: {info}");
         assert!(info.contains(MODEL), "{name}: {info}");
     }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_noted_for_the_maker_of_the_library() -> Result<(), Failure> {
+    let library = e2e::onnxruntime()?.display().to_string();
+    let directory = e2e::fresh_directory("e2e/engines-silent")?;
+    let home = directory.join("home");
+    std::fs::create_dir(&home).map_err(|error| error.to_string())?;
+    let (path, bundle) = (directory.display().to_string(), data::sample(Some(2)).display().to_string());
+    let arguments =
+        ["run", "--local", &bundle, "--data", &path, "--http", "127.0.0.1:0", "--provider", "cpu"];
+    let environment = [("HOME", home.display().to_string()), ("EDGEWISE_ENGINE_ONNXRUNTIME", library)];
+    let environment: Vec<(&str, &str)> =
+        environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let process = Process::start("edgewise-agent", arguments, &environment, &directory.join("agent.log"))?;
+    let mut agent = Agent::ready(process)?;
+    let answer = Client::new(&agent.http).post("/score", &json!({ "data": [vec![0.0; 24]] }))?;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    agent.process.terminate()?;
+    let left = std::fs::read_dir(&home).map_err(|error| error.to_string())?.count();
+    assert_eq!(left, 0, "{} is not empty", home.display());
     Ok(())
 }
 

@@ -33,7 +33,7 @@ pub use load::{
     signature_of,
 };
 pub use model::{InputError, Model, ScoreError};
-pub use onnxruntime::try_libraries_apart;
+pub use onnxruntime::{send_no_telemetry, try_libraries_apart};
 pub use signature::{Signature, TensorSpec};
 pub use tensor::{Data, DataType, Element, ShapeError, Tensor, Tensors};
 pub use tuning::{Optimization, Tuning, UnknownOptimization};

@@ -19,7 +19,7 @@ use cloud_sync::chunk::ChunkRef;
 use cloud_sync::digest::Digest;
 use cloud_sync::limits::MAX_CHUNK_BYTES;
 
-use super::{BLOCK_BYTES, VaultError, io_error, list, on_disk};
+use super::{BLOCK_BYTES, VaultError, io_error, list, on_disk, replace};
 use crate::durable;
 
 /// Bytes of chunks in a pack: a quarter of the smallest vault, because a file system that can't make holes in files needs
@@ -276,10 +276,7 @@ impl Packs {
     ) -> Result<(), VaultError> {
         let path = self.index(pack);
         let entries: Vec<_> = chunks.iter().map(|(digest, place)| place.encode(digest)).collect();
-        let temporary = path.with_extension("new");
-        let written =
-            fs::write(&temporary, entries.as_flattened()).and_then(|()| fs::rename(&temporary, &path));
-        written.map_err(io_error("writing", &path))?;
+        replace(&path, entries.as_flattened()).map_err(io_error("writing", &path))?;
         state.packs.entry(pack).or_default().entries = entries.len() as u64;
         Ok(())
     }

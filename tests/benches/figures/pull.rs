@@ -1,13 +1,14 @@
 //! How fast a bundle comes to a device, against what the same broker passes on between two bare sessions.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cloud_sync::digest::Digest;
 use cloud_sync::limits::AVERAGE_CHUNK_BYTES;
 use cloud_sync::session::{self, BrokerUrl, Event, Options, Outgoing};
 use cloud_sync::topic::Qos;
@@ -16,12 +17,12 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
-use crate::measure::{Unit, compare, in_turns, rate, skipped};
+use crate::measure::{Unit, alone, compare, in_turns, rate, skipped};
 use crate::sample;
 use crate::site::Site;
 
 /// What each turn moves. Random, so that no version shares a chunk with the one before.
-const BYTES: u64 = 32 * 1024 * 1024;
+const BYTES: u64 = 100 * 1024 * 1024;
 
 /// Turns of one transfer each.
 const TURNS: usize = 5;
@@ -67,7 +68,33 @@ fn against(figure: &str, directory: &Path, cloud: &[&str]) -> Result<(), Failure
     let compared = in_turns(TURNS, pull, raw)?;
     let peer = format!("QoS 0, {} KiB messages, {WINDOW} on their way", AVERAGE_CHUNK_BYTES / 1024);
     compare(figure, Unit::MegabytesPerSecond, &peer, compared);
+    let work = (0..TURNS).map(|_| work(directory)).collect::<Result<_, _>>()?;
+    alone(
+        &format!("{figure}: its reads, hashes and writes alone, on one core"),
+        Unit::MegabytesPerSecond,
+        work,
+    );
     Ok(())
+}
+
+/// What both ends do beside passing messages on: each chunk in the registry's store is read and hashed, hashed again, and
+/// appended to a file.
+fn work(directory: &Path) -> Result<f64, Failure> {
+    let pack = directory.join("pack");
+    let worked = || {
+        let (mut pack, mut bytes) = (File::create(&pack)?, 0);
+        let begun = Instant::now();
+        for folder in std::fs::read_dir(directory.join("cloud/objects/chunks"))? {
+            for chunk in std::fs::read_dir(folder?.path())? {
+                let chunk = std::fs::read(chunk?.path())?;
+                assert_eq!(Digest::of(&chunk), Digest::of(&chunk));
+                pack.write_all(&chunk)?;
+                bytes += chunk.len() as u64;
+            }
+        }
+        Ok(rate(bytes, begun.elapsed()))
+    };
+    worked().map_err(|error: std::io::Error| format!("working on {}: {error}", pack.display()))
 }
 
 /// The sample with a large file of random bytes beside it.

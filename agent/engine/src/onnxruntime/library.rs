@@ -271,6 +271,16 @@ fn same_file(one: &Path, other: &Path) -> bool {
     matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
+/// Keeps ONNX Runtime from noting how it is used and sending that to its maker. Its interface can only be told so once it
+/// has an environment, and from 1.32 on that has by then a database in the user's cache, a thread and two MB of memory.
+///
+/// # Safety
+/// It changes the process's environment, so it is to be called before there are threads.
+pub unsafe fn send_no_telemetry() {
+    // SAFETY: the caller sees to it.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+}
+
 fn environment(path: &Path) -> Result<Environment, String> {
     let builder = ort::init_from(path).map_err(|error| error.to_string())?;
     // What goes wrong comes back as an error too, so the library's own words are for whoever looks closer.

@@ -6,4 +6,5 @@ mod trial;
 
 pub(crate) use engine::{load, version};
 pub(crate) use library::outcome;
+pub use library::send_no_telemetry;
 pub use trial::try_libraries_apart;

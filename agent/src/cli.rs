@@ -112,8 +112,6 @@ struct EngineArguments {
 
 /// Does what the command line asks for and says how that went.
 pub fn main() -> ExitCode {
-    // SAFETY: there are no threads yet.
-    unsafe { engine::send_no_telemetry() };
     engine::try_libraries_apart();
     crate::allocator::set_up();
     let result = match CommandLine::parse().command {

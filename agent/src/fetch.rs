@@ -4,7 +4,7 @@
 //!
 //! Invariants:
 //! - What is on the disk is never asked for again, across reconnects and restarts.
-//! - Memory holds at most one window of pieces, whatever the bundle's size.
+//! - Memory holds at most three windows of pieces, whatever the bundle's size: one is stored, and two have come meanwhile.
 //! - A piece that does not come, or comes wrong, is asked for again; a link that is away is waited for.
 
 mod archive;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use cloud_sync::bundle::Manifest;
 use cloud_sync::chunk::ChunkRef;
-use cloud_sync::contract::{Chunk, Fetch, Transfer, Want};
+use cloud_sync::contract::{Chunk, Fetch, Piece, Transfer, Want};
 use cloud_sync::digest::Digest;
 use cloud_sync::limits;
 use tokio::sync::broadcast;
@@ -41,7 +41,7 @@ pub const ARRIVALS: usize = 2 * window::LARGEST;
 pub struct Fetcher {
     link: Link,
     vault: Arc<Vault>,
-    arrivals: broadcast::Sender<Arc<Chunk>>,
+    arrivals: broadcast::Sender<Arc<Piece>>,
 }
 
 /// Why a bundle did not come.
@@ -63,9 +63,7 @@ impl Fetcher {
 
     /// Hands pieces to whoever waits for them. Where nobody does, they are dropped: they were asked for twice.
     pub fn deliver(&self, chunk: Chunk) {
-        let mut first = chunk;
-        let more = std::mem::take(&mut first.more);
-        for piece in std::iter::once(first).chain(more) {
+        for piece in chunk.into_pieces() {
             let _ = self.arrivals.send(Arc::new(piece));
         }
     }
@@ -112,19 +110,22 @@ impl Fetcher {
         let mut pull = Pull::new(self, wants);
         while let Some(first) = pull.next().await? {
             // What has come meanwhile is stored in one go: a thread's waking takes longer than a chunk's writing.
-            let mut come = vec![first];
-            while come.len() < window::LARGEST
-                && let Some(next) = pull.come()?
-            {
-                come.push(next);
+            let (mut come, mut absent) = (vec![first], Ok(()));
+            while come.len() < window::LARGEST && absent.is_ok() {
+                match pull.come() {
+                    Ok(Some(next)) => come.push(next),
+                    Ok(None) => break,
+                    // What has come is stored first.
+                    Err(error) => absent = Err(error),
+                }
             }
-            let work: Vec<(Want, ChunkRef, Arc<Chunk>)> = come
+            let work: Vec<(Want, ChunkRef, Arc<Piece>)> = come
                 .into_iter()
                 .filter_map(|(want, piece)| Some((want, *sizes.get(&want.digest)?, piece)))
                 .collect();
             transfer.fetched_bytes += work.iter().map(|(_, _, piece)| piece.bytes.len() as u64).sum::<u64>();
             let vault = self.vault.clone();
-            let store = move |(want, chunk, piece): (Want, ChunkRef, Arc<Chunk>)| {
+            let store = move |(want, chunk, piece): (Want, ChunkRef, Arc<Piece>)| {
                 (want, vault.put_chunk(&chunk, &piece.bytes))
             };
             for (want, stored) in
@@ -139,6 +140,7 @@ impl Fetcher {
                     Err(error) => return Err(error.into()),
                 }
             }
+            absent?;
         }
         Ok(())
     }
@@ -176,7 +178,7 @@ impl Fetcher {
 /// One run of asking and receiving.
 struct Pull<'a> {
     link: &'a Link,
-    arrivals: broadcast::Receiver<Arc<Chunk>>,
+    arrivals: broadcast::Receiver<Arc<Piece>>,
     window: Window,
     online: bool,
 }
@@ -189,7 +191,7 @@ impl<'a> Pull<'a> {
     }
 
     /// The next piece that was asked for; `None` when all are done.
-    async fn next(&mut self) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
+    async fn next(&mut self) -> Result<Option<(Want, Arc<Piece>)>, FetchError> {
         while !self.window.is_done() {
             self.ask().await;
             let arrived = tokio::time::timeout(TICK, self.arrivals.recv()).await;
@@ -212,7 +214,7 @@ impl<'a> Pull<'a> {
     }
 
     /// One more piece that was asked for, if it is here.
-    fn come(&mut self) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
+    fn come(&mut self) -> Result<Option<(Want, Arc<Piece>)>, FetchError> {
         while let Ok(piece) = self.arrivals.try_recv() {
             if let Some(wanted) = self.wanted(piece)? {
                 return Ok(Some(wanted));
@@ -221,7 +223,7 @@ impl<'a> Pull<'a> {
         Ok(None)
     }
 
-    fn wanted(&self, piece: Arc<Chunk>) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
+    fn wanted(&self, piece: Arc<Piece>) -> Result<Option<(Want, Arc<Piece>)>, FetchError> {
         let want = Want { digest: piece.digest, offset: piece.offset };
         match self.window.is_wanted(&want) {
             true if piece.total == 0 => {

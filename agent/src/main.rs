@@ -3,5 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // SAFETY: there are no threads yet.
+    unsafe { engine::send_no_telemetry() };
     edgewise_agent::cli::main()
 }

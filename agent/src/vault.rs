@@ -1,14 +1,14 @@
 //! Models on disk: chunks by content, manifests by digest, and nothing that can be loaded before it is verified.
 //!
 //! Invariants:
-//! - A chunk or a manifest is stored under its digest, and only bytes with that digest are stored.
+//! - A chunk or a manifest is found by its digest, and only bytes with that digest are stored.
 //! - A [`Verified`] bundle has been hashed from the disk, byte for byte, since this process began; nothing else
 //!   can be loaded, by type.
 //! - What is verified is durable: the file system is synced before [`Vault::verify`] returns.
 //! - The vault never takes more of the disk than its budget: what is kept and what kept bundles still lack fit into it,
-//!   or nothing more is fetched. Counted in whole blocks, as the disk does.
-//! - What no kept bundle uses is removed by [`Vault::collect`], and only there; while a kept manifest can't be
-//!   read, nothing is.
+//!   or nothing more is fetched. Counted in whole blocks, as the disk does. For a while it takes 4 MiB more where a part of
+//!   a pack is given back and the file system can't have holes in files.
+//! - What no kept bundle uses is removed by [`Vault::collect`]; while a kept manifest can't be read, nothing is.
 //!
 //! Chunks and manifests are not synced one by one: what a power cut damaged is found by its hash and fetched again.
 
@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use cloud_sync::bundle::{Bundle, BundleError, BundlePath, Description, Manifest};
 use cloud_sync::chunk::ChunkRef;
@@ -39,6 +39,8 @@ pub struct Vault {
     budget: u64,
     /// The bundles in use.
     kept: Mutex<BTreeSet<Digest>>,
+    /// Shared by those who store and look for what is stored, held while something is removed.
+    removing: RwLock<()>,
 }
 
 /// A bundle whose every byte has been compared with its digest.
@@ -99,7 +101,7 @@ impl Vault {
         let manifests = directory.join("manifests");
         fs::create_dir_all(&manifests).map_err(io_error("making", &manifests))?;
         let chunks = Arc::new(Packs::open(directory.join("chunks"))?);
-        Ok(Self { chunks, manifests, budget, kept: Mutex::default() })
+        Ok(Self { chunks, manifests, budget, kept: Mutex::default(), removing: RwLock::default() })
     }
 
     /// Keeps a manifest. It must be what `digest` names.
@@ -110,7 +112,10 @@ impl Vault {
         let manifest = Manifest::decode(bytes)?;
         self.room_for(on_disk(bytes.len() as u64))?;
         let path = self.manifests.join(digest.to_string());
-        replace(&path, bytes).map_err(io_error("writing", &path))?;
+        let _shared = self.share();
+        let temporary = path.with_extension("new");
+        let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path));
+        written.map_err(io_error("writing", &path))?;
         Ok(manifest)
     }
 
@@ -128,6 +133,7 @@ impl Vault {
     /// The chunks of a manifest that are not here, each once. A chunk of the right size counts as here; whether
     /// it is whole is found out by [`Vault::verify`].
     pub fn missing(&self, manifest: &Manifest) -> Vec<ChunkRef> {
+        let _shared = self.share();
         manifest.distinct_chunks().into_iter().filter(|chunk| !self.chunks.has(chunk)).collect()
     }
 
@@ -136,6 +142,7 @@ impl Vault {
         if bytes.len() != chunk.size as usize || Digest::of(bytes) != chunk.digest {
             return Err(VaultError::Foreign(chunk.digest));
         }
+        let _shared = self.share();
         self.chunks.put(chunk, bytes)
     }
 
@@ -172,7 +179,7 @@ impl Vault {
         Packs::needed(missing.len() as u64, missing.iter().map(|chunk| u64::from(chunk.size)).sum())
     }
 
-    /// Reads a bundle from the disk and compares every byte. Damaged chunks are removed, so that the next fetch
+    /// Reads a bundle from the disk and compares every byte. Damaged chunks are forgotten, so that the next fetch
     /// asks for them.
     pub fn verify(&self, digest: &Digest) -> Result<Verified, VaultError> {
         let manifest = self.manifest(digest).ok_or(VaultError::Incomplete(1, *digest))?;
@@ -202,7 +209,8 @@ impl Vault {
 
     /// Removes what no bundle in use uses.
     pub fn collect(&self) -> Result<(), VaultError> {
-        let kept = self.kept();
+        let _alone = self.removing.write().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept().clone();
         let mut chunks = HashSet::new();
         for digest in kept.iter() {
             let path = self.manifests.join(digest.to_string());
@@ -228,6 +236,10 @@ impl Vault {
             used += fs::metadata(&file).map_or(0, |metadata| on_disk(metadata.len()));
         }
         Ok(used)
+    }
+
+    fn share(&self) -> RwLockReadGuard<'_, ()> {
+        self.removing.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn kept(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
@@ -290,8 +302,7 @@ impl Verified {
         match &self.source {
             Source::Local(bundle) => Ok(bundle.read(path)?),
             Source::Vault { chunks } => self.manifest.assemble(path, |chunk| {
-                // One that is gone is as wrong as one that is damaged.
-                Ok(chunks.read(&chunk.digest)?.unwrap_or_default())
+                chunks.read(&chunk.digest)?.ok_or(VaultError::Incomplete(1, self.digest))
             }),
         }
     }
@@ -318,13 +329,6 @@ fn remove_others(directory: &Path, kept: &HashSet<String>) -> Result<(), VaultEr
         }
     }
     Ok(())
-}
-
-/// Gives the file at `path` other bytes, whole or not at all; durable with the next sync of the file system.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    fs::write(&temporary, bytes)?;
-    fs::rename(&temporary, path)
 }
 
 fn io_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> VaultError + use<> {

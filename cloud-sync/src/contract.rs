@@ -366,9 +366,36 @@ pub struct Chunk {
     pub total: u64,
     /// The piece.
     pub bytes: ByteBuf,
-    /// Further pieces, where the device takes them joined. What these have here is ignored.
+    /// Further pieces, where the device takes them joined.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub more: Vec<Chunk>,
+    pub more: Vec<Piece>,
+}
+
+/// A piece in a [`Chunk`] behind its first; its fields mean the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Piece {
+    /// The object.
+    pub digest: Digest,
+    /// Where the piece begins.
+    pub offset: u64,
+    /// Bytes of the whole object; 0 says that the registry does not have it.
+    pub total: u64,
+    /// The piece.
+    pub bytes: ByteBuf,
+}
+
+impl From<Piece> for Chunk {
+    fn from(Piece { digest, offset, total, bytes }: Piece) -> Self {
+        Self { digest, offset, total, bytes, more: Vec::new() }
+    }
+}
+
+impl Chunk {
+    /// All pieces, in order.
+    pub fn into_pieces(self) -> impl Iterator<Item = Piece> {
+        let Self { digest, offset, total, bytes, more } = self;
+        std::iter::once(Piece { digest, offset, total, bytes }).chain(more)
+    }
 }
 
 /// Captured rows on their way up: the rows `first_sequence`, `first_sequence + 1`, … of a stream.
@@ -526,8 +553,9 @@ impl Message for Chunk {
     const KIND: Kind = Kind::Chunk;
 
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
-        let pieces = std::iter::once(self).chain(&self.more);
-        pieces.map(|piece| ("bytes", piece.bytes.len(), limits::MAX_PIECE_BYTES)).collect()
+        let pieces = std::iter::once(&self.bytes).chain(self.more.iter().map(|piece| &piece.bytes));
+        let sizes = pieces.map(|bytes| ("bytes", bytes.len(), limits::MAX_PIECE_BYTES));
+        sizes.chain([("more", self.more.len(), limits::MAX_WANTS)]).collect()
     }
 }
 

@@ -226,7 +226,15 @@ fn phases(trace: &Trace, root: &Path) -> Result<usize, Failure> {
 fn verified_bundles(trace: &Trace, root: &Path) -> Result<usize, Failure> {
     let proving = trace.written("/deployments.new", "phasegproving");
     let (moment, _) = proving.first().ok_or("nothing is ever proved")?;
-    Ok(trace.folder_kept(root, "/vault/chunks/", *moment)?.map_or(0, |(files, _)| files))
+    let packed = trace.written("/vault/chunks/", "").into_iter();
+    let packed: Vec<_> = packed.filter(|(written, _)| written < moment).collect();
+    for (written, file) in &packed {
+        trace.synced(file, *written, *moment)?;
+        trace.names_kept(root, file, *moment)?;
+    }
+    let (manifests, _) =
+        trace.folder_kept(root, "/vault/manifests/", *moment)?.ok_or("there is no manifest")?;
+    Ok(packed.len().min(manifests))
 }
 
 fn sent_receipts(trace: &Trace, root: &Path) -> Result<usize, Failure> {

@@ -38,7 +38,11 @@ fn nothing_is_noted_for_the_maker_of_the_library() -> Result<(), Failure> {
     let (path, bundle) = (directory.display().to_string(), data::sample(Some(2)).display().to_string());
     let arguments =
         ["run", "--local", &bundle, "--data", &path, "--http", "127.0.0.1:0", "--provider", "cpu"];
-    let environment = [("HOME", home.display().to_string()), ("EDGEWISE_ENGINE_ONNXRUNTIME", library)];
+    let environment = [
+        ("HOME", home.display().to_string()),
+        ("XDG_CACHE_HOME", home.display().to_string()),
+        ("EDGEWISE_ENGINE_ONNXRUNTIME", library),
+    ];
     let environment: Vec<(&str, &str)> =
         environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let process = Process::start("edgewise-agent", arguments, &environment, &directory.join("agent.log"))?;

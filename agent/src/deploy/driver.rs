@@ -104,6 +104,8 @@ impl Driver {
     /// Follows orders until `stop`.
     pub async fn run(mut self, mut orders: mpsc::Receiver<Order>, stop: CancellationToken) {
         self.keep();
+        // The vault may still name what was given back before this start.
+        self.collect().await;
         for name in self.state.models.keys().cloned().collect::<Vec<_>>() {
             self.handle(&name, Event::Restarted).await;
         }

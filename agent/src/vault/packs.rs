@@ -4,22 +4,24 @@
 //! took 0.16 to 2.9 s where two dozen files took 0.06.
 //!
 //! Invariants:
-//! - A pack is appended to by the process that made it and by no later one, so nothing follows what a crash tore.
-//! - An index may name bytes that a power cut took: whoever reads compares them with their digest.
-//! - Bytes are given back to the file system once an index that does not name them is durable.
+//! - A pack and its index are only ever appended to, by the process that made them: nothing follows what a crash tore.
+//! - An index may name bytes that are gone, with the power or because they were given back: whoever reads compares them with
+//!   their digest. So nothing here has to be synced in an order, save that what is moved is durable before it is removed.
+//! - Of two entries of a chunk the later one counts. Bytes that no entry counts for are given back by [`Packs::retain`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cloud_sync::chunk::ChunkRef;
 use cloud_sync::digest::Digest;
 use cloud_sync::limits::MAX_CHUNK_BYTES;
 
-use super::{BLOCK_BYTES, VaultError, io_error, list, on_disk, replace};
+use super::{BLOCK_BYTES, VaultError, io_error, list, on_disk};
 use crate::durable;
 
 /// Bytes of chunks in a pack: a quarter of the smallest vault, because a file system that can't make holes in files needs
@@ -41,10 +43,15 @@ pub(super) struct Packs {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Some 45 bytes a chunk: 6 MB for the largest bundle, 1/400 of what it takes once it is loaded.
     places: HashMap<Digest, Place>,
     packs: BTreeMap<u32, Pack>,
-    /// What is appended to, where anything is: the last pack.
+    /// Bytes of disk of packs that could not be read; the next start tries again.
+    unreadable: u64,
+    /// What is appended to, where anything is.
     open: Option<Open>,
+    /// The number of the next pack: above every one that was ever seen.
+    next: u32,
 }
 
 /// Where a chunk lies.
@@ -59,9 +66,11 @@ struct Place {
 #[derive(Debug, Default)]
 struct Pack {
     bytes: u64,
-    /// Of the bytes, those that were given back.
-    holes: u64,
     entries: u64,
+    /// Bytes of disk that its chunks take.
+    taken: u64,
+    /// How many chunks counted when its other bytes were last given back.
+    tidied: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -80,15 +89,17 @@ impl Packs {
         let mut paths = list(&packs.directory)?;
         // A chunk that was found damaged was appended once more, later.
         paths.sort();
-        for path in paths {
+        for path in &paths {
             let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
-            let done = match number {
-                Some(pack) if path == packs.index(pack) && packs.chunks(pack).is_file() => {
-                    packs.load(&mut state, pack)
-                }
-                Some(pack) if path == packs.chunks(pack) && packs.index(pack).is_file() => Ok(()),
-                _ if path.is_dir() => fs::remove_dir_all(&path).map_err(io_error("removing", &path)),
-                _ => fs::remove_file(&path).map_err(io_error("removing", &path)),
+            let is_pack = |pack: &u32| {
+                let pair = [packs.chunks(*pack), packs.index(*pack)];
+                pair.contains(path) && pair.iter().all(|path| paths.binary_search(path).is_ok())
+            };
+            let done = match number.filter(is_pack) {
+                Some(pack) if *path == packs.index(pack) => packs.load(&mut state, pack),
+                Some(_) => Ok(()),
+                None if path.is_dir() => fs::remove_dir_all(path).map_err(io_error("removing", path)),
+                None => fs::remove_file(path).map_err(io_error("removing", path)),
             };
             // What is lost with it is fetched again.
             done.unwrap_or_else(|error| tracing::warn!(%error, "some of what was pulled is left out"));
@@ -99,7 +110,7 @@ impl Packs {
 
     /// Whether a chunk of that digest and size is here. Its bytes may be damaged.
     pub(super) fn has(&self, chunk: &ChunkRef) -> bool {
-        self.state().places.get(&chunk.digest).is_some_and(|place| place.size == chunk.size)
+        self.state().has(chunk)
     }
 
     /// The bytes of a chunk as the disk has them; `None` where there are none.
@@ -112,10 +123,7 @@ impl Packs {
     /// Appends a chunk, unless it is here. Its bytes must be what `chunk` names.
     pub(super) fn put(&self, chunk: &ChunkRef, bytes: &[u8]) -> Result<(), VaultError> {
         let mut state = self.state();
-        if state.places.contains_key(&chunk.digest) {
-            return Ok(());
-        }
-        self.append(&mut state, chunk.digest, bytes)
+        if state.has(chunk) { Ok(()) } else { self.append(&mut state, chunk.digest, bytes) }
     }
 
     /// Takes a chunk for missing, because its bytes are damaged.
@@ -123,57 +131,34 @@ impl Packs {
         self.state().places.remove(digest);
     }
 
-    /// Gives all other chunks back to the file system.
+    /// Gives all other chunks back to the file system. What can't be given back now is tried again the next time.
     pub(super) fn retain(&self, kept: &HashSet<Digest>) -> Result<(), VaultError> {
         let mut state = self.state();
-        let (mut used, mut lessened) = (BTreeSet::new(), BTreeSet::new());
-        state.places.retain(|digest, place| {
-            let is_kept = kept.contains(digest);
-            if is_kept {
-                used.insert(place.pack)
-            } else {
-                lessened.insert(place.pack)
-            };
-            is_kept
-        });
-        let unused: Vec<u32> = state.packs.keys().copied().filter(|pack| !used.contains(pack)).collect();
-        for pack in unused {
-            self.remove(&mut state, pack)?;
-            lessened.remove(&pack);
-        }
-        if lessened.is_empty() {
-            return Ok(());
-        }
-        // Nothing is appended behind what was given back.
-        state.open = None;
-        let lessened = state.within(&lessened);
-        for (pack, chunks) in &lessened {
-            self.write_index(&mut state, *pack, chunks)?;
-        }
-        durable::sync_file_system(&self.directory).map_err(io_error("syncing", &self.directory))?;
-        for (pack, chunks) in lessened {
-            let places = chunks.iter().map(|(_, place)| *place);
-            if !self.make_holes(state.packs.entry(pack).or_default(), pack, places)? {
-                self.move_chunks(&mut state, pack, chunks)?;
-            }
-        }
-        Ok(())
+        state.places.retain(|digest, _| kept.contains(digest));
+        let mut left = state.by_pack();
+        let packs: Vec<u32> = state.packs.keys().copied().collect();
+        let given_back: Vec<Result<(), VaultError>> = packs
+            .into_iter()
+            .map(|pack| match left.remove(&pack) {
+                Some(chunks) => self.tidy(&mut state, pack, chunks),
+                None => self.remove(&mut state, pack),
+            })
+            .collect();
+        given_back.into_iter().collect()
     }
 
     /// Bytes of disk that the packs take.
     pub(super) fn used(&self) -> u64 {
-        let takes = |pack: &Pack| {
-            // Where a file has holes is written into a block of its own.
-            let map = if pack.holes > 0 { BLOCK_BYTES } else { 0 };
-            on_disk(pack.bytes).saturating_sub(pack.holes) + map + on_disk(pack.entries * ENTRY_BYTES as u64)
-        };
-        self.state().packs.values().map(takes).sum()
+        let state = self.state();
+        let packs = state.packs.values();
+        packs.map(|pack| pack.taken + on_disk(pack.entries * ENTRY_BYTES as u64)).sum::<u64>()
+            + state.unreadable
     }
 
     /// Bytes of disk that chunks will take at most: so many, with so many bytes in all.
     pub(super) fn needed(chunks: u64, bytes: u64) -> u64 {
         // A pack is full once the next chunk does not fit.
-        let packs = (bytes / (PACK_BYTES - MAX_CHUNK_BYTES as u64)).max(chunks / PACK_CHUNKS) + 1;
+        let packs = bytes / (PACK_BYTES - MAX_CHUNK_BYTES as u64) + chunks / PACK_CHUNKS + 1;
         let partly_filled = 2 * packs.min(chunks) * BLOCK_BYTES;
         bytes + chunks * ENTRY_BYTES as u64 + partly_filled
     }
@@ -183,33 +168,28 @@ impl Packs {
     }
 
     fn chunks(&self, pack: u32) -> PathBuf {
-        self.directory.join(format!("{pack:08}.chunks"))
+        self.directory.join(format!("{pack:010}.chunks"))
     }
 
     fn index(&self, pack: u32) -> PathBuf {
-        self.directory.join(format!("{pack:08}.index"))
+        self.directory.join(format!("{pack:010}.index"))
     }
 
     fn load(&self, state: &mut State, pack: u32) -> Result<(), VaultError> {
+        state.next = state.next.max(pack.saturating_add(1));
         let (index, chunks) = (self.index(pack), self.chunks(pack));
+        let (bytes, taken) = size(&chunks)?;
+        state.unreadable += taken;
         let encoded = durable::read(&index, PACK_CHUNKS * ENTRY_BYTES as u64);
         let encoded = encoded.map_err(io_error("reading", &index))?;
-        let bytes = fs::metadata(&chunks).map_err(io_error("reading", &chunks))?.len();
+        state.unreadable -= taken;
         let (encoded, _torn) = encoded.as_chunks::<ENTRY_BYTES>();
-        let mut size = Pack { bytes, holes: 0, entries: encoded.len() as u64 };
-        let is_whole =
-            |place: &Place| (1..=MAX_CHUNK_BYTES).contains(&(place.size as usize)) && place.end() <= bytes;
-        let mut entries: Vec<(Digest, Place)> = encoded
-            .iter()
-            .map(|entry| Place::decode(pack, entry))
-            .filter(|(_, place)| is_whole(place))
-            .collect();
-        state.places.extend(entries.iter().copied());
-        entries.sort_unstable_by_key(|(_, place)| place.offset);
-        // The power may have gone between an index and its holes.
-        let made = self.make_holes(&mut size, pack, entries.iter().map(|(_, place)| *place));
-        state.packs.insert(pack, size);
-        made.map(drop)
+        let entries = encoded.iter().map(|entry| Place::decode(pack, entry));
+        state.places.extend(entries.filter(|(_, place)| {
+            (1..=MAX_CHUNK_BYTES).contains(&(place.size as usize)) && place.end() <= bytes
+        }));
+        state.packs.insert(pack, Pack { bytes, entries: encoded.len() as u64, taken, tidied: None });
+        Ok(())
     }
 
     fn read_at(&self, place: &Place) -> Result<Option<Vec<u8>>, VaultError> {
@@ -225,33 +205,37 @@ impl Packs {
     }
 
     fn append(&self, state: &mut State, digest: Digest, bytes: &[u8]) -> Result<(), VaultError> {
-        let size = u32::try_from(bytes.len()).map_err(|_| VaultError::Foreign(digest))?;
-        let has_room = |pack: &Pack| pack.bytes + u64::from(size) <= PACK_BYTES && pack.entries < PACK_CHUNKS;
-        let State { places, packs, open } = state;
+        let State { places, packs, open, next, .. } = state;
+        let has_room =
+            |pack: &Pack| pack.bytes + bytes.len() as u64 <= PACK_BYTES && pack.entries < PACK_CHUNKS;
         let open = match open.take().filter(|open| packs.get(&open.pack).is_some_and(has_room)) {
             Some(found) => open.insert(found),
-            None => {
-                let pack = packs.last_key_value().map_or(1, |(last, _)| last.saturating_add(1));
-                open.insert(self.begin(pack)?)
-            }
+            None => open.insert(self.begin(next)?),
         };
         let pack = packs.entry(open.pack).or_default();
-        let place = Place { pack: open.pack, offset: u32::try_from(pack.bytes).unwrap_or(u32::MAX), size };
+        let place = |number: u64| u32::try_from(number).map_err(|_| VaultError::Foreign(digest));
+        let place = Place { pack: open.pack, offset: place(pack.bytes)?, size: place(bytes.len() as u64)? };
+        let failed = |path: PathBuf| move |error| io_error("writing", &path)(error);
         // Where this fails, the next chunk is written over it.
-        let path = || self.chunks(place.pack);
-        open.chunks.write_all_at(bytes, pack.bytes).map_err(|error| io_error("writing", &path())(error))?;
-        let path = || self.index(place.pack);
-        let written = open.index.write_all_at(&place.encode(&digest), pack.entries * ENTRY_BYTES as u64);
-        written.map_err(|error| io_error("writing", &path())(error))?;
-        pack.bytes += u64::from(size);
+        open.chunks.write_all_at(bytes, pack.bytes).map_err(failed(self.chunks(place.pack)))?;
+        let entry = place.encode(&digest);
+        let written = open.index.write_all_at(&entry, pack.entries * ENTRY_BYTES as u64);
+        written.map_err(failed(self.index(place.pack)))?;
+        pack.taken += on_disk(place.end()) - on_disk(pack.bytes);
+        pack.bytes = place.end();
         pack.entries += 1;
         places.insert(digest, place);
         Ok(())
     }
 
-    fn begin(&self, pack: u32) -> Result<Open, VaultError> {
-        let create = |path: PathBuf| File::create(&path).map_err(io_error("making", &path));
-        Ok(Open { pack, chunks: create(self.chunks(pack))?, index: create(self.index(pack))? })
+    fn begin(&self, next: &mut u32) -> Result<Open, VaultError> {
+        let pack = *next;
+        // Not twice, whatever happens to it.
+        *next = next.saturating_add(1);
+        let create = |path: PathBuf| File::create_new(&path).map_err(io_error("making", &path));
+        let chunks = create(self.chunks(pack))?;
+        let index = create(self.index(pack)).inspect_err(|_| drop(fs::remove_file(self.chunks(pack))))?;
+        Ok(Open { pack, chunks, index })
     }
 
     fn remove(&self, state: &mut State, pack: u32) -> Result<(), VaultError> {
@@ -268,45 +252,25 @@ impl Packs {
         Ok(())
     }
 
-    fn write_index(
-        &self,
-        state: &mut State,
-        pack: u32,
-        chunks: &[(Digest, Place)],
-    ) -> Result<(), VaultError> {
-        let path = self.index(pack);
-        let entries: Vec<_> = chunks.iter().map(|(digest, place)| place.encode(digest)).collect();
-        replace(&path, entries.as_flattened()).map_err(io_error("writing", &path))?;
-        state.packs.entry(pack).or_default().entries = entries.len() as u64;
-        Ok(())
-    }
-
-    /// Gives back what lies between a pack's chunks, which come in order. `false` where the file system can't.
-    fn make_holes(
-        &self,
-        size: &mut Pack,
-        pack: u32,
-        places: impl Iterator<Item = Place>,
-    ) -> Result<bool, VaultError> {
+    /// Gives back what lies between the chunks of a pack, or moves them to another where the file system can't have holes.
+    fn tidy(&self, state: &mut State, pack: u32, chunks: Vec<(Digest, Place)>) -> Result<(), VaultError> {
+        let Some(size_of) = state.packs.get_mut(&pack) else { return Ok(()) };
         let path = self.chunks(pack);
-        let file = File::options().write(true).open(&path).map_err(io_error("writing", &path))?;
-        size.holes = 0;
-        let mut end = 0_u64;
-        for (begin, next) in
-            places.map(|place| (u64::from(place.offset), place.end())).chain([(size.bytes, size.bytes)])
-        {
-            let hole = end.next_multiple_of(BLOCK_BYTES)..begin / BLOCK_BYTES * BLOCK_BYTES;
-            if !hole.is_empty() {
-                match durable::make_hole(&file, &hole) {
-                    Ok(()) => size.holes += hole.end - hole.start,
-                    Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(false),
-                    Err(error) => return Err(io_error("writing", &path)(error)),
-                }
-            }
-            // A damaged entry may lie anywhere.
-            end = end.max(next);
+        let holes = holes(&chunks, size_of.bytes);
+        let least = on_disk(size_of.bytes) - holes.iter().map(|hole| hole.end - hole.start).sum::<u64>();
+        // Where a file has holes is noted in a block of its own.
+        if size_of.tidied == Some(chunks.len()) || size_of.taken <= least + BLOCK_BYTES {
+            return Ok(());
         }
-        Ok(true)
+        match make_holes(&path, &holes) {
+            Ok(()) => {
+                size_of.tidied = Some(chunks.len());
+                size_of.taken = size(&path)?.1;
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.move_chunks(state, pack, chunks),
+            Err(error) => Err(io_error("writing", &path)(error)),
+        }
     }
 
     /// Moves a pack's chunks to where they lie side by side, and removes it.
@@ -316,6 +280,7 @@ impl Packs {
         pack: u32,
         chunks: Vec<(Digest, Place)>,
     ) -> Result<(), VaultError> {
+        state.open.take_if(|open| open.pack == pack);
         for (digest, place) in chunks {
             match self.read_at(&place)? {
                 Some(bytes) => self.append(state, digest, &bytes)?,
@@ -328,15 +293,47 @@ impl Packs {
 }
 
 impl State {
-    /// The chunks of some packs, each in the order in which they lie.
-    fn within(&self, packs: &BTreeSet<u32>) -> BTreeMap<u32, Vec<(Digest, Place)>> {
+    fn has(&self, chunk: &ChunkRef) -> bool {
+        self.places.get(&chunk.digest).is_some_and(|place| place.size == chunk.size)
+    }
+
+    /// The chunks of each pack, in the order in which they lie.
+    fn by_pack(&self) -> BTreeMap<u32, Vec<(Digest, Place)>> {
         let mut found: BTreeMap<u32, Vec<(Digest, Place)>> = BTreeMap::new();
-        for (digest, place) in self.places.iter().filter(|(_, place)| packs.contains(&place.pack)) {
+        for (digest, place) in &self.places {
             found.entry(place.pack).or_default().push((*digest, *place));
         }
         found.values_mut().for_each(|chunks| chunks.sort_unstable_by_key(|(_, place)| place.offset));
         found
     }
+}
+
+/// What can be given back of a pack of so many bytes that has these chunks, which come in order.
+fn holes(chunks: &[(Digest, Place)], bytes: u64) -> Vec<Range<u64>> {
+    let places = chunks.iter().map(|(_, place)| (u64::from(place.offset), place.end()));
+    let mut end = 0_u64;
+    let mut holes = Vec::new();
+    for (begin, next) in places.chain([(bytes, bytes)]) {
+        let hole = end.next_multiple_of(BLOCK_BYTES)..begin / BLOCK_BYTES * BLOCK_BYTES;
+        if !hole.is_empty() {
+            holes.push(hole);
+        }
+        // A damaged entry may lie anywhere.
+        end = end.max(next);
+    }
+    holes
+}
+
+fn make_holes(path: &Path, holes: &[Range<u64>]) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    holes.iter().try_for_each(|hole| durable::make_hole(&file, hole))
+}
+
+/// Bytes of a file, and bytes of disk that it takes.
+fn size(path: &Path) -> Result<(u64, u64), VaultError> {
+    let metadata = fs::metadata(path).map_err(io_error("reading", path))?;
+    // As POSIX has it, whatever the file system's blocks are.
+    Ok((metadata.len(), metadata.blocks() * 512))
 }
 
 impl Place {
@@ -422,8 +419,8 @@ mod tests {
             let file = File::options().write(true).open(directory.path().join(name)).unwrap();
             file.set_len(file.metadata().unwrap().len() - bytes).unwrap();
         };
-        shorten("00000001.chunks", 1);
-        shorten("00000001.index", ENTRY_BYTES as u64 + 1);
+        shorten("0000000000.chunks", 1);
+        shorten("0000000000.index", ENTRY_BYTES as u64 + 1);
         let packs = filled(&directory, &[]);
         assert_whole(&packs, &chunks[..8]);
         assert!(!packs.has(&chunks[8].0), "its entry is torn");
@@ -436,7 +433,7 @@ mod tests {
     fn what_is_no_pack_goes() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir_all(directory.path().join("ab/cd")).unwrap();
-        for name in ["ab/file", "00000007.chunks", "00000008.index", "00000009.new", "1.index"] {
+        for name in ["ab/file", "0000000007.chunks", "0000000008.index", "0000000009.new", "1.index"] {
             fs::write(directory.path().join(name), "x").unwrap();
         }
         assert_eq!(filled(&directory, &[]).used(), 0);
@@ -461,7 +458,9 @@ mod tests {
         let again = filled(&directory, &[]);
         assert_eq!(again.used(), after.0);
         assert_whole(&again, &staying);
+        again.retain(&kept(&staying)).unwrap();
         assert!(!again.has(&chunks[1].0));
+        assert_eq!(again.used(), after.0);
         again.retain(&HashSet::new()).unwrap();
         assert_eq!((again.used(), fs::read_dir(directory.path()).unwrap().count()), (0, 0));
     }
@@ -475,9 +474,8 @@ mod tests {
             let mut state = packs.state();
             let staying = kept(&chunks[40..60]);
             state.places.retain(|digest, _| staying.contains(digest));
-            state.open = None;
-            let lessened = state.within(&BTreeSet::from([1])).remove(&1).unwrap();
-            packs.move_chunks(&mut state, 1, lessened).unwrap();
+            let left = state.by_pack().remove(&0).unwrap();
+            packs.move_chunks(&mut state, 0, left).unwrap();
         }
         assert_whole(&packs, &chunks[40..60]);
         assert!(packs.used() < 21 * 16_000 + 2 * BLOCK_BYTES && allocated(&directory) <= packs.used());
@@ -485,11 +483,48 @@ mod tests {
     }
 
     #[test]
+    fn what_was_damaged_and_came_again_is_given_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let chunks = chunks(100);
+        let packs = filled(&directory, &chunks);
+        let used = packs.used();
+        for (chunk, bytes) in &chunks[..50] {
+            packs.forget(&chunk.digest);
+            packs.put(chunk, bytes).unwrap();
+        }
+        assert!(packs.used() > used + 49 * 16_000);
+        drop(packs);
+        let packs = filled(&directory, &[]);
+        packs.retain(&kept(&chunks)).unwrap();
+        assert!(packs.used() <= used + 4 * BLOCK_BYTES, "{} of {used}", packs.used());
+        assert_whole(&packs, &chunks);
+    }
+
+    #[test]
+    fn what_can_not_be_given_back_is_tried_again_and_keeps_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let chunks = chunks(600);
+        let packs = filled(&directory, &chunks);
+        // A directory in the first pack's place can be neither opened for writing nor removed as a file.
+        let (place, aside) = (packs.chunks(0), directory.path().join("aside"));
+        fs::rename(&place, &aside).unwrap();
+        fs::create_dir(&place).unwrap();
+        let staying = kept(&chunks[595..]);
+        packs.retain(&staying).unwrap_err();
+        assert!(packs.used() < 270 * 16_000, "the others went: {}", packs.used());
+        fs::remove_dir(&place).unwrap();
+        fs::rename(&aside, &place).unwrap();
+        packs.retain(&staying).unwrap();
+        assert!(packs.used() < 10 * 16_000, "{}", packs.used());
+        assert_whole(&packs, &chunks[595..]);
+    }
+
+    #[test]
     fn a_damaged_entry_costs_no_other_chunk_its_bytes() {
         let directory = tempfile::tempdir().unwrap();
         let chunks = chunks(10);
         drop(filled(&directory, &chunks));
-        let path = directory.path().join("00000001.index");
+        let path = directory.path().join("0000000000.index");
         let mut index = fs::read(&path).unwrap();
         // The sixth now lies within the second.
         let offset = 5 * ENTRY_BYTES + 32;

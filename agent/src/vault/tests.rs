@@ -40,7 +40,7 @@ fn a_damaged_chunk_is_found_removed_and_asked_for_again() {
     let fixture = fixture(1 << 20);
     fill(&fixture);
     let victim = fixture.bundle.manifest().distinct_chunks()[1];
-    let path = fixture.root.join("chunks/00000001.chunks");
+    let path = fixture.root.join("chunks/0000000000.chunks");
     let mut bytes = fs::read(&path).unwrap();
     let first = fixture.bundle.manifest().distinct_chunks()[0];
     bytes[first.size as usize + 7] ^= 1;

@@ -243,8 +243,14 @@ async fn answer_fetches(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Fetch
         }
         let (parts, pieces) = (parts.clone(), pieces.clone());
         answering.spawn(async move {
-            // Where the connection is gone, so is the device's wish: it asks again.
-            let _ = answer(&parts, &pieces, &device, fetch).await;
+            match answer(&parts, &pieces, &device, fetch).await {
+                // The connection is gone, and with it the device's wish: it asks again.
+                Ok(()) | Err(LinkError::Send(_)) => {}
+                Err(LinkError::Contract(error)) => {
+                    parts.counters.failed.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%device, %error, "pieces could not be sent");
+                }
+            }
         });
     }
     // Whoever is still pulling asks again.
@@ -271,7 +277,7 @@ async fn answer(parts: &Parts, pieces: &Pieces, device: &DeviceId, fetch: Fetch)
                 Some(first) if size <= most => first.more.push(piece),
                 _ => {
                     size = bytes;
-                    if let Some(full) = message.replace(piece) {
+                    if let Some(full) = message.replace(piece.into()) {
                         send_pieces(parts, device, &full).await?;
                     }
                 }
@@ -286,8 +292,8 @@ async fn answer(parts: &Parts, pieces: &Pieces, device: &DeviceId, fetch: Fetch)
 
 async fn send_pieces(parts: &Parts, device: &DeviceId, message: &Chunk) -> Result<(), LinkError> {
     parts.link.publish(device, message).await?;
-    let pieces = std::iter::once(message).chain(&message.more);
-    let bytes = pieces.map(|piece| piece.bytes.len() as u64).sum();
+    let pieces = std::iter::once(&message.bytes).chain(message.more.iter().map(|piece| &piece.bytes));
+    let bytes = pieces.map(|bytes| bytes.len() as u64).sum();
     parts.counters.pieces.fetch_add(1 + message.more.len() as u64, Ordering::Relaxed);
     parts.counters.piece_bytes.fetch_add(bytes, Ordering::Relaxed);
     Ok(())

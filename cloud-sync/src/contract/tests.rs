@@ -16,6 +16,8 @@ fn every_message_has_its_golden_bytes() {
     golden(&reported_by_a_board(), REPORTED_BY_A_BOARD);
     golden(&fetch(), FETCH);
     golden(&chunk(), CHUNK);
+    golden(&Fetch { joined: true, ..fetch() }, FETCH_JOINED);
+    golden(&Chunk { more: chunk().into_pieces().collect(), ..chunk() }, CHUNK_JOINED);
     golden(&telemetry(), TELEMETRY);
     golden(&Telemetry { clock: Some(clock()), ..telemetry() }, TELEMETRY_WITH_CLOCK);
     golden(&receipt(), RECEIPT);
@@ -49,6 +51,7 @@ fn fields_of_a_later_version_are_ignored() {
     ignores_news(&reported_by_a_board());
     ignores_news(&fetch());
     ignores_news(&chunk());
+    ignores_news(&Chunk { more: chunk().into_pieces().collect(), ..chunk() });
     ignores_news(&telemetry());
     ignores_news(&receipt());
     ignores_news(&command());
@@ -92,8 +95,14 @@ fn what_breaks_a_bound_is_neither_sent_nor_believed() {
     let piece = |bytes: usize| Chunk { bytes: ByteBuf::from(vec![7; bytes]), ..chunk() };
     refused(&piece(limits::MAX_PIECE_BYTES + 1), "bytes");
     accepted(&piece(limits::MAX_PIECE_BYTES));
-    refused(&Chunk { more: vec![piece(limits::MAX_PIECE_BYTES + 1)], ..chunk() }, "bytes");
-    accepted(&Chunk { more: vec![piece(limits::MAX_PIECE_BYTES)], ..chunk() });
+    let joined = |count: usize, bytes: usize| Chunk {
+        more: (0..count).flat_map(|_| piece(bytes).into_pieces()).collect(),
+        ..chunk()
+    };
+    refused(&joined(1, limits::MAX_PIECE_BYTES + 1), "bytes");
+    accepted(&joined(1, limits::MAX_PIECE_BYTES));
+    refused(&joined(limits::MAX_WANTS + 1, 1), "more");
+    accepted(&joined(limits::MAX_WANTS, 1));
 
     refused(&Command { id: "x".repeat(129), ..command() }, "id");
     refused(&Receipt { stream: "x".repeat(65), ..receipt() }, "stream");
@@ -456,13 +465,15 @@ fn row() -> Row {
     }
 }
 
-const GOLDEN: [&str; 12] = [
+const GOLDEN: [&str; 14] = [
     PRESENCE,
     DESIRED,
     REPORTED,
     REPORTED_BY_A_BOARD,
     FETCH,
     CHUNK,
+    FETCH_JOINED,
+    CHUNK_JOINED,
     TELEMETRY,
     TELEMETRY_WITH_CLOCK,
     RECEIPT,
@@ -509,6 +520,14 @@ const FETCH: &str = "\
 const CHUNK: &str = "\
     a466646967657374582000112233445566778899aabbccddeeff00112233445566778899aabbccddeeff666f66667365741a\
     0001000065746f74616c1a0001000365627974657343010203";
+const FETCH_JOINED: &str = "\
+    a26577616e747381a266646967657374582000112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\
+    666f66667365741a00010000666a6f696e6564f5";
+const CHUNK_JOINED: &str = "\
+    a566646967657374582000112233445566778899aabbccddeeff00112233445566778899aabbccddeeff666f66667365741a\
+    0001000065746f74616c1a0001000365627974657343010203646d6f726581a4666469676573745820001122334455667788\
+    99aabbccddeeff00112233445566778899aabbccddeeff666f66667365741a0001000065746f74616c1a0001000365627974\
+    657343010203";
 const TELEMETRY: &str = "\
     a66673747265616d6673747265616d6e66697273745f73657175656e636519012c65616674657219012b65636f6465636c63\
     626f722d6465666c61746564726f777343090807666c6564676572a5686361707475726564036875706c6f61646564006468\

@@ -21,7 +21,7 @@ impl Socket {
     pub(crate) fn open(work: &Work) -> Result<Self, Failure> {
         let mut engine = sample::engine(work)?;
         let outputs = engine.score(&work.tensors()?).map_err(|error| error.to_string())?;
-        let answer = vec![0; bytes(&outputs).len()];
+        let answer = vec![0; bytes(&outputs)?.len()];
         let question = work.bytes();
         let (name, shape, length) = (work.input, work.shape.clone(), question.len());
         let opened = TcpListener::bind("127.0.0.1:0").and_then(|listener| {
@@ -58,15 +58,18 @@ fn serve(
             Tensor::from_vec(shape.to_vec(), numbers(&question)).map_err(|error| error.to_string())?;
         let inputs = [(name, tensor)].into_iter().collect();
         let outputs = engine.score(&inputs).map_err(|error| error.to_string())?;
-        stream.write_all(&bytes(&outputs)).map_err(|error| error.to_string())?;
+        stream.write_all(&bytes(&outputs)?).map_err(|error| error.to_string())?;
     }
 }
 
-fn bytes(outputs: &Tensors) -> Vec<u8> {
-    let bytes = |data: &Data| match data {
-        Data::F32(numbers) => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
-        Data::I64(numbers) => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
-        _ => Vec::new(),
-    };
-    outputs.iter().flat_map(|(_, tensor)| bytes(tensor.data())).collect()
+fn bytes(outputs: &Tensors) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    for (name, tensor) in outputs.iter() {
+        match tensor.data() {
+            Data::F32(numbers) => bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes())),
+            Data::I64(numbers) => bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes())),
+            _ => return Err(format!("output {name} is of a type that the bench does not send")),
+        }
+    }
+    Ok(bytes)
 }

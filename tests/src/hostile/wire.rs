@@ -105,7 +105,7 @@ pub(super) fn message_seeds() -> Vec<Vec<u8>> {
             wants: vec![Want { digest, offset: 0 }, Want { digest, offset: 65_536 }],
             joined: true,
         }),
-        encode(&Chunk { more: vec![seed.clone()], ..seed }),
+        encode(&Chunk { more: seed.clone().into_pieces().collect(), ..seed }),
         encode(&Telemetry {
             stream: "s".to_owned(),
             first_sequence: 1,

@@ -1,11 +1,11 @@
 //! Pieces of objects for devices that pull, with the objects that were asked for last in memory: a fleet that gets a
 //! new version asks for the same chunks, and a manifest is asked for piece by piece.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use cloud_sync::contract::{Chunk, Want};
+use cloud_sync::contract::{Piece, Want};
 use cloud_sync::digest::Digest;
 use cloud_sync::limits::MAX_PIECE_BYTES;
 use serde_bytes::ByteBuf;
@@ -36,29 +36,25 @@ impl Pieces {
     }
 
     /// The piece that is wanted, or the word that there is no such object.
-    pub(super) async fn read(&self, want: &Want) -> Result<Chunk, ObjectError> {
+    pub(super) async fn read(&self, want: &Want) -> Result<Piece, ObjectError> {
         let object = self.object(want.digest).await?.unwrap_or_default();
         let begin = usize::try_from(want.offset).unwrap_or(usize::MAX).min(object.len());
         let end = begin.saturating_add(MAX_PIECE_BYTES).min(object.len());
         let bytes = object.get(begin..end).unwrap_or_default();
-        Ok(Chunk {
+        Ok(Piece {
             digest: want.digest,
             offset: want.offset,
             total: object.len() as u64,
             bytes: ByteBuf::from(bytes),
-            more: Vec::new(),
         })
     }
 
     /// Has the chunks among these in memory for [`Pieces::read`], as far as they can be read.
     pub(super) async fn prepare(&self, wants: &[Want]) {
-        let absent: Vec<Digest> = {
-            let cache = self.cache();
-            let digests = wants.iter().map(|want| want.digest);
-            digests.filter(|digest| !cache.objects.contains_key(digest)).collect()
-        };
+        let mut absent: BTreeSet<Digest> = wants.iter().map(|want| want.digest).collect();
+        absent.retain(|digest| !self.cache().objects.contains_key(digest));
         if !absent.is_empty() {
-            let chunks = self.objects.chunks(absent).await;
+            let chunks = self.objects.chunks(absent.into_iter().collect()).await;
             let mut cache = self.cache();
             chunks.into_iter().for_each(|(digest, bytes)| cache.insert(digest, bytes));
         }

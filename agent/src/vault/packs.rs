@@ -69,8 +69,8 @@ struct Pack {
     entries: u64,
     /// Bytes of disk that its chunks take.
     taken: u64,
-    /// How many chunks counted when its other bytes were last given back.
-    tidied: Option<usize>,
+    /// Its chunks and bytes when what lies between them was last given back: chunks only go, or are appended.
+    tidied: Option<(usize, u64)>,
 }
 
 #[derive(Debug)]
@@ -259,12 +259,12 @@ impl Packs {
         let holes = holes(&chunks, size_of.bytes);
         let least = on_disk(size_of.bytes) - holes.iter().map(|hole| hole.end - hole.start).sum::<u64>();
         // Where a file has holes is noted in a block of its own.
-        if size_of.tidied == Some(chunks.len()) || size_of.taken <= least + BLOCK_BYTES {
+        if size_of.tidied == Some((chunks.len(), size_of.bytes)) || size_of.taken <= least + BLOCK_BYTES {
             return Ok(());
         }
         match make_holes(&path, &holes) {
             Ok(()) => {
-                size_of.tidied = Some(chunks.len());
+                size_of.tidied = Some((chunks.len(), size_of.bytes));
                 size_of.taken = size(&path)?.1;
                 Ok(())
             }
@@ -447,20 +447,25 @@ mod tests {
         let packs = filled(&directory, &chunks);
         let before = (packs.used(), allocated(&directory));
         assert!(before.1 <= before.0 && before.0 <= Packs::needed(600, 600 * 16_000));
-        // One in ten of the first pack, none of the second, all of the third.
-        let (first, third) = (&chunks[..250], &chunks[550..]);
+        // One in ten of the first pack, none of the second, and half of the third, which is appended to later.
+        let (first, third) = (&chunks[..250], &chunks[575..]);
         let staying: Vec<_> = first.iter().step_by(10).chain(third).cloned().collect();
         packs.retain(&kept(&staying)).unwrap();
         let after = (packs.used(), allocated(&directory));
         assert!(after.0 < before.0 / 4, "{after:?} of {before:?}");
         assert!(after.1 <= after.0, "{after:?}: more is taken than is counted");
         assert_whole(&packs, &staying);
+        packs.put(&chunks[1].0, &chunks[1].1).unwrap();
+        assert_whole(&packs, &chunks[1..2]);
+        packs.retain(&kept(&staying)).unwrap();
+        let used = packs.used();
+        assert!(used <= after.0 + BLOCK_BYTES, "{used}, {after:?} before");
         let again = filled(&directory, &[]);
-        assert_eq!(again.used(), after.0);
+        assert_eq!(again.used(), used);
         assert_whole(&again, &staying);
         again.retain(&kept(&staying)).unwrap();
         assert!(!again.has(&chunks[1].0));
-        assert_eq!(again.used(), after.0);
+        assert_eq!(again.used(), used);
         again.retain(&HashSet::new()).unwrap();
         assert_eq!((again.used(), fs::read_dir(directory.path()).unwrap().count()), (0, 0));
     }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use cloud_sync::bundle::Manifest;
 use cloud_sync::chunk::ChunkRef;
-use cloud_sync::contract::{Chunk, Fetch, Piece, Transfer, Want};
+use cloud_sync::contract::{Chunk, Fetch, Transfer, Want};
 use cloud_sync::digest::Digest;
 use cloud_sync::limits;
 use tokio::sync::broadcast;
@@ -41,7 +41,7 @@ pub const ARRIVALS: usize = 2 * window::LARGEST;
 pub struct Fetcher {
     link: Link,
     vault: Arc<Vault>,
-    arrivals: broadcast::Sender<Arc<Piece>>,
+    arrivals: broadcast::Sender<Arc<Chunk>>,
 }
 
 /// Why a bundle did not come.
@@ -61,11 +61,9 @@ impl Fetcher {
         Self { link, vault, arrivals: broadcast::channel(ARRIVALS).0 }
     }
 
-    /// Hands pieces to whoever waits for them. Where nobody does, they are dropped: they were asked for twice.
+    /// Hands a piece to whoever waits for it. Where nobody does, it is dropped: it was asked for twice.
     pub fn deliver(&self, chunk: Chunk) {
-        for piece in chunk.into_pieces() {
-            let _ = self.arrivals.send(Arc::new(piece));
-        }
+        let _ = self.arrivals.send(Arc::new(chunk));
     }
 
     /// Brings the bundle `digest` to the disk, from `source`. Its `size` in bytes is compared where it is known. It
@@ -119,13 +117,13 @@ impl Fetcher {
                     Err(error) => absent = Err(error),
                 }
             }
-            let work: Vec<(Want, ChunkRef, Arc<Piece>)> = come
+            let work: Vec<(Want, ChunkRef, Arc<Chunk>)> = come
                 .into_iter()
                 .filter_map(|(want, piece)| Some((want, *sizes.get(&want.digest)?, piece)))
                 .collect();
             transfer.fetched_bytes += work.iter().map(|(_, _, piece)| piece.bytes.len() as u64).sum::<u64>();
             let vault = self.vault.clone();
-            let store = move |(want, chunk, piece): (Want, ChunkRef, Arc<Piece>)| {
+            let store = move |(want, chunk, piece): (Want, ChunkRef, Arc<Chunk>)| {
                 (want, vault.put_chunk(&chunk, &piece.bytes))
             };
             for (want, stored) in
@@ -178,7 +176,7 @@ impl Fetcher {
 /// One run of asking and receiving.
 struct Pull<'a> {
     link: &'a Link,
-    arrivals: broadcast::Receiver<Arc<Piece>>,
+    arrivals: broadcast::Receiver<Arc<Chunk>>,
     window: Window,
     online: bool,
 }
@@ -191,7 +189,7 @@ impl<'a> Pull<'a> {
     }
 
     /// The next piece that was asked for; `None` when all are done.
-    async fn next(&mut self) -> Result<Option<(Want, Arc<Piece>)>, FetchError> {
+    async fn next(&mut self) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
         while !self.window.is_done() {
             self.ask().await;
             let arrived = tokio::time::timeout(TICK, self.arrivals.recv()).await;
@@ -214,7 +212,7 @@ impl<'a> Pull<'a> {
     }
 
     /// One more piece that was asked for, if it is here.
-    fn come(&mut self) -> Result<Option<(Want, Arc<Piece>)>, FetchError> {
+    fn come(&mut self) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
         while let Ok(piece) = self.arrivals.try_recv() {
             if let Some(wanted) = self.wanted(piece)? {
                 return Ok(Some(wanted));
@@ -223,7 +221,7 @@ impl<'a> Pull<'a> {
         Ok(None)
     }
 
-    fn wanted(&self, piece: Arc<Piece>) -> Result<Option<(Want, Arc<Piece>)>, FetchError> {
+    fn wanted(&self, piece: Arc<Chunk>) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
         let want = Want { digest: piece.digest, offset: piece.offset };
         match self.window.is_wanted(&want) {
             true if piece.total == 0 => {
@@ -244,9 +242,7 @@ impl<'a> Pull<'a> {
             return;
         }
         let wants = self.window.take(Instant::now());
-        if !wants.is_empty()
-            && self.link.fetch(&Fetch { wants, joined: self.window.is_wide() }).await.is_err()
-        {
+        if !wants.is_empty() && self.link.fetch(&Fetch { wants }).await.is_err() {
             self.window.forget_asked();
         }
     }

@@ -187,11 +187,10 @@ impl Vault {
         for chunk in manifest.distinct_chunks() {
             match self.chunks.read(&chunk.digest)? {
                 Some(bytes) if Digest::of(&bytes) == chunk.digest => {}
-                Some(_) => {
+                _ => {
                     wrong += 1;
                     self.chunks.forget(&chunk.digest);
                 }
-                None => wrong += 1,
             }
         }
         if wrong > 0 {

@@ -338,11 +338,8 @@ impl Ledger {
 /// A device asks for pieces of objects. An object is a chunk or a manifest, named by its digest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fetch {
-    /// What is wanted; a piece each.
+    /// What is wanted; an answer each.
     pub wants: Vec<Want>,
-    /// Whether several pieces may come in one message: the link brings it in good time.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub joined: bool,
 }
 
 /// One wanted piece.
@@ -366,36 +363,6 @@ pub struct Chunk {
     pub total: u64,
     /// The piece.
     pub bytes: ByteBuf,
-    /// Further pieces, where the device takes them joined.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub more: Vec<Piece>,
-}
-
-/// A piece in a [`Chunk`] behind its first; its fields mean the same.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Piece {
-    /// The object.
-    pub digest: Digest,
-    /// Where the piece begins.
-    pub offset: u64,
-    /// Bytes of the whole object; 0 says that the registry does not have it.
-    pub total: u64,
-    /// The piece.
-    pub bytes: ByteBuf,
-}
-
-impl From<Piece> for Chunk {
-    fn from(Piece { digest, offset, total, bytes }: Piece) -> Self {
-        Self { digest, offset, total, bytes, more: Vec::new() }
-    }
-}
-
-impl Chunk {
-    /// All pieces, in order.
-    pub fn into_pieces(self) -> impl Iterator<Item = Piece> {
-        let Self { digest, offset, total, bytes, more } = self;
-        std::iter::once(Piece { digest, offset, total, bytes }).chain(more)
-    }
 }
 
 /// Captured rows on their way up: the rows `first_sequence`, `first_sequence + 1`, … of a stream.
@@ -553,9 +520,7 @@ impl Message for Chunk {
     const KIND: Kind = Kind::Chunk;
 
     fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
-        let pieces = std::iter::once(&self.bytes).chain(self.more.iter().map(|piece| &piece.bytes));
-        let sizes = pieces.map(|bytes| ("bytes", bytes.len(), limits::MAX_PIECE_BYTES));
-        sizes.chain([("more", self.more.len(), limits::MAX_WANTS)]).collect()
+        vec![("bytes", self.bytes.len(), limits::MAX_PIECE_BYTES)]
     }
 }
 

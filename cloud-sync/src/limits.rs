@@ -40,7 +40,7 @@ pub const MAX_DESCRIPTION_BYTES: u64 = 1024 * 1024;
 /// See [`MAX_DESCRIPTION_BYTES`]; golden samples hold tensors and may be larger.
 pub const MAX_GOLDEN_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Most pieces that one `fetch` asks for, which bounds what a single message can cause, and that come joined.
+/// Most pieces that one `fetch` asks for: a reply each, so this bounds what a single message can cause.
 pub const MAX_WANTS: usize = 256;
 
 /// Most models that one device can be told to run: each has a worker and a place in every report.

@@ -55,7 +55,7 @@ impl Peer {
                     (false, false) => return Ok(()),
                 };
                 let Want { digest, offset } = want;
-                let chunk = Chunk { digest, offset, total, bytes: ByteBuf::from(bytes), more: Vec::new() };
+                let chunk = Chunk { digest, offset, total, bytes: ByteBuf::from(bytes) };
                 self.publish(Kind::Chunk, encode(&chunk).map_err(|error| error.to_string())?).await?;
             }
         }

@@ -45,8 +45,7 @@ fn garbage_on_every_topic_is_counted_and_disturbs_nothing() -> Result<(), Failur
     site.bring(1)?;
     let flow = Background::start(&site.agent.http, &data::test_split()?);
     let before = site.client().metric("edgewise_link_refused_total")?;
-    let truncated =
-        encode(&Fetch { wants: vec![Want { digest: Digest::of(b"x"), offset: 0 }; 3], joined: false });
+    let truncated = encode(&Fetch { wants: vec![Want { digest: Digest::of(b"x"), offset: 0 }; 3] });
     let truncated = truncated.map_err(|error| error.to_string())?;
     let truncated = truncated.get(..truncated.len() / 2).unwrap_or_default().to_vec();
     let bodies = [

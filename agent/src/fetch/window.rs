@@ -48,12 +48,6 @@ impl Window {
         self.asked.contains_key(want) || self.late.contains(want)
     }
 
-    /// Whether the link brings so much in good time that pieces may come joined, five or six in a message: what breaks
-    /// off takes all of them with it, and what is slow is seen late.
-    pub(super) fn is_wide(&self) -> bool {
-        self.size >= LARGEST / 2
-    }
-
     /// What to ask for now. Waits until half of the window is free, so that one message asks for many.
     pub(super) fn take(&mut self, now: Instant) -> Vec<Want> {
         self.expire(now);

@@ -93,7 +93,11 @@ impl Packs {
             let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
             let is_pack = |pack: &u32| {
                 let pair = [packs.chunks(*pack), packs.index(*pack)];
-                pair.contains(path) && pair.iter().all(|path| paths.binary_search(path).is_ok())
+                // Numbers that this program will never come to are not its own.
+                let is_possible = *pack <= u32::MAX / 2 && !path.is_dir();
+                is_possible
+                    && pair.contains(path)
+                    && pair.iter().all(|path| paths.binary_search(path).is_ok())
             };
             let done = match number.filter(is_pack) {
                 Some(pack) if *path == packs.index(pack) => packs.load(&mut state, pack),
@@ -126,9 +130,13 @@ impl Packs {
         if state.has(chunk) { Ok(()) } else { self.append(&mut state, chunk.digest, bytes) }
     }
 
-    /// Takes a chunk for missing, because its bytes are damaged.
+    /// Takes a chunk for missing, because its bytes are damaged or gone.
     pub(super) fn forget(&self, digest: &Digest) {
-        self.state().places.remove(digest);
+        let mut state = self.state();
+        if let Some(place) = state.places.remove(digest) {
+            // Whatever was done to its pack, nothing more is trusted to it.
+            state.open.take_if(|open| open.pack == place.pack);
+        }
     }
 
     /// Gives all other chunks back to the file system. What can't be given back now is tried again the next time.
@@ -232,6 +240,7 @@ impl Packs {
         let pack = *next;
         // Not twice, whatever happens to it.
         *next = next.saturating_add(1);
+        fs::create_dir_all(&self.directory).map_err(io_error("making", &self.directory))?;
         let create = |path: PathBuf| File::create_new(&path).map_err(io_error("making", &path));
         let chunks = create(self.chunks(pack))?;
         let index = create(self.index(pack)).inspect_err(|_| drop(fs::remove_file(self.chunks(pack))))?;

@@ -52,6 +52,21 @@ fn a_damaged_chunk_is_found_removed_and_asked_for_again() {
 }
 
 #[test]
+fn what_is_taken_away_meanwhile_is_asked_for_again() {
+    let fixture = fixture(1 << 20);
+    fill(&fixture);
+    let digest = fixture.bundle.digest();
+    fs::remove_dir_all(fixture.root.join("chunks")).unwrap();
+    assert!(matches!(fixture.vault.verify(&digest), Err(VaultError::Incomplete(..))));
+    assert_eq!(
+        fixture.vault.missing(fixture.bundle.manifest()).len(),
+        fixture.bundle.manifest().distinct_chunks().len()
+    );
+    fill(&fixture);
+    assert!(fixture.vault.verify(&digest).is_ok());
+}
+
+#[test]
 fn foreign_bytes_are_never_stored() {
     let fixture = fixture(1 << 20);
     let digest = fixture.bundle.digest();

@@ -18,8 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cloud_sync::contract::{self, Chunk, Fetch, Message, Presence, Reply, Reported, Telemetry};
-use cloud_sync::limits;
+use cloud_sync::contract::{self, Fetch, Message, Presence, Reply, Reported, Telemetry};
 use cloud_sync::name::DeviceId;
 use cloud_sync::session::{Event, Incoming};
 use cloud_sync::topic::Kind;
@@ -55,9 +54,6 @@ const FETCHERS: usize = 8;
 
 /// Pieces of one request that are read together: 1 MiB at most.
 const READ_TOGETHER: usize = 16;
-
-/// Bytes that a piece takes in a message beside its own: the names of its fields, a digest and three numbers.
-const JOINT_BYTES: usize = 128;
 
 /// Answers to commands that may wait.
 const REPLY_QUEUE: usize = 64;
@@ -243,7 +239,7 @@ async fn answer_fetches(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Fetch
         }
         let (parts, pieces) = (parts.clone(), pieces.clone());
         answering.spawn(async move {
-            match answer(&parts, &pieces, &device, fetch).await {
+            match answer(&parts, &pieces, &device, &fetch).await {
                 // The connection is gone, and with it the device's wish: it asks again.
                 Ok(()) | Err(LinkError::Send(_)) => {}
                 Err(LinkError::Contract(error)) => {
@@ -257,9 +253,7 @@ async fn answer_fetches(parts: Parts, mut queue: mpsc::Receiver<(DeviceId, Fetch
     answering.abort_all();
 }
 
-async fn answer(parts: &Parts, pieces: &Pieces, device: &DeviceId, fetch: Fetch) -> Result<(), LinkError> {
-    let most = if fetch.joined { limits::MAX_MESSAGE_BYTES - limits::ENVELOPE_BYTES } else { 0 };
-    let (mut message, mut size): (Option<Chunk>, usize) = (None, 0);
+async fn answer(parts: &Parts, pieces: &Pieces, device: &DeviceId, fetch: &Fetch) -> Result<(), LinkError> {
     for together in fetch.wants.chunks(READ_TOGETHER) {
         pieces.prepare(together).await;
         for want in together {
@@ -271,31 +265,12 @@ async fn answer(parts: &Parts, pieces: &Pieces, device: &DeviceId, fetch: Fetch)
                     continue;
                 }
             };
-            let bytes = piece.bytes.len() + JOINT_BYTES;
-            size += bytes;
-            match &mut message {
-                Some(first) if size <= most => first.more.push(piece),
-                _ => {
-                    size = bytes;
-                    if let Some(full) = message.replace(piece.into()) {
-                        send_pieces(parts, device, &full).await?;
-                    }
-                }
-            }
+            let bytes = piece.bytes.len() as u64;
+            parts.link.publish(device, &piece).await?;
+            parts.counters.pieces.fetch_add(1, Ordering::Relaxed);
+            parts.counters.piece_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
     }
-    match message {
-        Some(last) => send_pieces(parts, device, &last).await,
-        None => Ok(()),
-    }
-}
-
-async fn send_pieces(parts: &Parts, device: &DeviceId, message: &Chunk) -> Result<(), LinkError> {
-    parts.link.publish(device, message).await?;
-    let pieces = std::iter::once(&message.bytes).chain(message.more.iter().map(|piece| &piece.bytes));
-    let bytes = pieces.map(|bytes| bytes.len() as u64).sum();
-    parts.counters.pieces.fetch_add(1 + message.more.len() as u64, Ordering::Relaxed);
-    parts.counters.piece_bytes.fetch_add(bytes, Ordering::Relaxed);
     Ok(())
 }
 

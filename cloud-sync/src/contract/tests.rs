@@ -16,8 +16,6 @@ fn every_message_has_its_golden_bytes() {
     golden(&reported_by_a_board(), REPORTED_BY_A_BOARD);
     golden(&fetch(), FETCH);
     golden(&chunk(), CHUNK);
-    golden(&Fetch { joined: true, ..fetch() }, FETCH_JOINED);
-    golden(&Chunk { more: chunk().into_pieces().collect(), ..chunk() }, CHUNK_JOINED);
     golden(&telemetry(), TELEMETRY);
     golden(&Telemetry { clock: Some(clock()), ..telemetry() }, TELEMETRY_WITH_CLOCK);
     golden(&receipt(), RECEIPT);
@@ -51,7 +49,6 @@ fn fields_of_a_later_version_are_ignored() {
     ignores_news(&reported_by_a_board());
     ignores_news(&fetch());
     ignores_news(&chunk());
-    ignores_news(&Chunk { more: chunk().into_pieces().collect(), ..chunk() });
     ignores_news(&telemetry());
     ignores_news(&receipt());
     ignores_news(&command());
@@ -83,8 +80,8 @@ fn fields_that_an_earlier_version_lacks_have_defaults() {
 #[test]
 fn what_breaks_a_bound_is_neither_sent_nor_believed() {
     let want = Want { digest: digest(), offset: 0 };
-    refused(&Fetch { wants: vec![want; limits::MAX_WANTS + 1], joined: true }, "wants");
-    accepted(&Fetch { wants: vec![want; limits::MAX_WANTS], joined: true });
+    refused(&Fetch { wants: vec![want; limits::MAX_WANTS + 1] }, "wants");
+    accepted(&Fetch { wants: vec![want; limits::MAX_WANTS] });
 
     let model =
         |number| DesiredModel { name: format!("m{number}").parse().unwrap(), ..desired().models[0].clone() };
@@ -95,14 +92,6 @@ fn what_breaks_a_bound_is_neither_sent_nor_believed() {
     let piece = |bytes: usize| Chunk { bytes: ByteBuf::from(vec![7; bytes]), ..chunk() };
     refused(&piece(limits::MAX_PIECE_BYTES + 1), "bytes");
     accepted(&piece(limits::MAX_PIECE_BYTES));
-    let joined = |count: usize, bytes: usize| Chunk {
-        more: (0..count).flat_map(|_| piece(bytes).into_pieces()).collect(),
-        ..chunk()
-    };
-    refused(&joined(1, limits::MAX_PIECE_BYTES + 1), "bytes");
-    accepted(&joined(1, limits::MAX_PIECE_BYTES));
-    refused(&joined(limits::MAX_WANTS + 1, 1), "more");
-    accepted(&joined(limits::MAX_WANTS, 1));
 
     refused(&Command { id: "x".repeat(129), ..command() }, "id");
     refused(&Receipt { stream: "x".repeat(65), ..receipt() }, "stream");
@@ -406,12 +395,11 @@ fn reported_by_a_board() -> Reported {
 }
 
 fn fetch() -> Fetch {
-    Fetch { wants: vec![Want { digest: digest(), offset: 65_536 }], joined: false }
+    Fetch { wants: vec![Want { digest: digest(), offset: 65_536 }] }
 }
 
 fn chunk() -> Chunk {
-    let bytes = ByteBuf::from(vec![1, 2, 3]);
-    Chunk { digest: digest(), offset: 65_536, total: 65_539, bytes, more: Vec::new() }
+    Chunk { digest: digest(), offset: 65_536, total: 65_539, bytes: ByteBuf::from(vec![1, 2, 3]) }
 }
 
 fn telemetry() -> Telemetry {
@@ -465,15 +453,13 @@ fn row() -> Row {
     }
 }
 
-const GOLDEN: [&str; 14] = [
+const GOLDEN: [&str; 12] = [
     PRESENCE,
     DESIRED,
     REPORTED,
     REPORTED_BY_A_BOARD,
     FETCH,
     CHUNK,
-    FETCH_JOINED,
-    CHUNK_JOINED,
     TELEMETRY,
     TELEMETRY_WITH_CLOCK,
     RECEIPT,
@@ -520,14 +506,6 @@ const FETCH: &str = "\
 const CHUNK: &str = "\
     a466646967657374582000112233445566778899aabbccddeeff00112233445566778899aabbccddeeff666f66667365741a\
     0001000065746f74616c1a0001000365627974657343010203";
-const FETCH_JOINED: &str = "\
-    a26577616e747381a266646967657374582000112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\
-    666f66667365741a00010000666a6f696e6564f5";
-const CHUNK_JOINED: &str = "\
-    a566646967657374582000112233445566778899aabbccddeeff00112233445566778899aabbccddeeff666f66667365741a\
-    0001000065746f74616c1a0001000365627974657343010203646d6f726581a4666469676573745820001122334455667788\
-    99aabbccddeeff00112233445566778899aabbccddeeff666f66667365741a0001000065746f74616c1a0001000365627974\
-    657343010203";
 const TELEMETRY: &str = "\
     a66673747265616d6673747265616d6e66697273745f73657175656e636519012c65616674657219012b65636f6465636c63\
     626f722d6465666c61746564726f777343090807666c6564676572a5686361707475726564036875706c6f61646564006468\

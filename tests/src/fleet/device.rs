@@ -205,7 +205,7 @@ impl Device {
             self.wanted.extend(want.map(|want| want.digest));
         }
         let wants = self.wanted.iter().map(|digest| Want { digest: *digest, offset: 0 }).collect();
-        self.send(&Fetch { wants, joined: false }).await;
+        self.send(&Fetch { wants }).await;
         self.deadline = Some(Instant::now() + PIECES);
     }
 

@@ -49,7 +49,6 @@ fn again<M: Message>(body: &[u8]) {
 
 pub(super) fn message_seeds() -> Vec<Vec<u8>> {
     let digest = Digest::of(b"seed");
-    let seed = Chunk { digest, offset: 0, total: 4, bytes: ByteBuf::from(*b"seed"), more: Vec::new() };
     let ledger = Ledger {
         captured: 10,
         uploaded: 4,
@@ -101,11 +100,8 @@ pub(super) fn message_seeds() -> Vec<Vec<u8>> {
             },
             ledger: ledger.clone(),
         }),
-        encode(&Fetch {
-            wants: vec![Want { digest, offset: 0 }, Want { digest, offset: 65_536 }],
-            joined: true,
-        }),
-        encode(&Chunk { more: seed.clone().into_pieces().collect(), ..seed }),
+        encode(&Fetch { wants: vec![Want { digest, offset: 0 }, Want { digest, offset: 65_536 }] }),
+        encode(&Chunk { digest, offset: 0, total: 4, bytes: ByteBuf::from(*b"seed") }),
         encode(&Telemetry {
             stream: "s".to_owned(),
             first_sequence: 1,

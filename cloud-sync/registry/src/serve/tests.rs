@@ -130,8 +130,7 @@ impl Device {
     async fn pull(&mut self, digest: Digest) -> Vec<u8> {
         let mut bytes = Vec::new();
         loop {
-            self.send(&Fetch { wants: vec![Want { digest, offset: bytes.len() as u64 }], joined: false })
-                .await;
+            self.send(&Fetch { wants: vec![Want { digest, offset: bytes.len() as u64 }] }).await;
             let chunk: Chunk = self.receive().await;
             assert_eq!((chunk.digest, chunk.offset), (digest, bytes.len() as u64));
             bytes.extend_from_slice(&chunk.bytes);
@@ -140,23 +139,6 @@ impl Device {
                 return bytes;
             }
         }
-    }
-
-    /// Pulls chunks together; says in how many messages they came.
-    async fn pull_joined(&mut self, digests: &[Digest]) -> usize {
-        let wants = digests.iter().map(|digest| Want { digest: *digest, offset: 0 }).collect();
-        self.send(&Fetch { wants, joined: true }).await;
-        let (mut come, mut messages) = (Vec::new(), 0);
-        while come.len() < digests.len() {
-            let chunk: Chunk = self.receive().await;
-            messages += 1;
-            for piece in chunk.into_pieces() {
-                assert_eq!(Digest::of(&piece.bytes), piece.digest);
-                come.push(piece.digest);
-            }
-        }
-        assert_eq!(come, digests);
-        messages
     }
 
     async fn report(&self, desired: &Desired) {
@@ -272,9 +254,6 @@ async fn a_bundle_goes_down_and_rows_come_up_once() {
     for chunk in manifest.distinct_chunks() {
         chunks.insert(chunk.digest, device.pull(chunk.digest).await);
     }
-    let together: Vec<Digest> = manifest.distinct_chunks().iter().map(|chunk| chunk.digest).collect();
-    let messages = device.pull_joined(&together).await;
-    assert!(messages < together.len() / 2, "{messages} messages for {} chunks", together.len());
     let onnx = BundlePath::new("model.onnx").unwrap();
     let pulled = manifest
         .assemble(&onnx, |chunk| Ok::<_, cloud_sync::bundle::BundleError>(chunks[&chunk.digest].clone()));

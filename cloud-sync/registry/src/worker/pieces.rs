@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use cloud_sync::contract::{Piece, Want};
+use cloud_sync::contract::{Chunk, Want};
 use cloud_sync::digest::Digest;
 use cloud_sync::limits::MAX_PIECE_BYTES;
 use serde_bytes::ByteBuf;
@@ -36,12 +36,12 @@ impl Pieces {
     }
 
     /// The piece that is wanted, or the word that there is no such object.
-    pub(super) async fn read(&self, want: &Want) -> Result<Piece, ObjectError> {
+    pub(super) async fn read(&self, want: &Want) -> Result<Chunk, ObjectError> {
         let object = self.object(want.digest).await?.unwrap_or_default();
         let begin = usize::try_from(want.offset).unwrap_or(usize::MAX).min(object.len());
         let end = begin.saturating_add(MAX_PIECE_BYTES).min(object.len());
         let bytes = object.get(begin..end).unwrap_or_default();
-        Ok(Piece {
+        Ok(Chunk {
             digest: want.digest,
             offset: want.offset,
             total: object.len() as u64,

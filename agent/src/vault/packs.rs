@@ -369,11 +369,9 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
-    /// Chunks of 16,000 bytes, four to three pages of the disk.
+    /// Chunks of 16,000 bytes, which end within a block of the disk.
     fn chunks(count: usize) -> Vec<(ChunkRef, Vec<u8>)> {
         let chunk = |number: usize| {
             let mut bytes = vec![0; 16_000];

@@ -12,8 +12,8 @@ use crate::files;
 use crate::process::{Failure, Process, program, wait_until};
 
 /// The calls that make, write, move, remove and sync files, and those that speak to others.
-const CALLS: &str = "openat,open,creat,mkdir,mkdirat,write,pwrite64,writev,pwritev,sendto,sendmsg,rename,renameat,\
-                     renameat2,link,linkat,unlink,unlinkat,rmdir,fsync,fdatasync,syncfs,sync";
+const CALLS: &str = "openat,open,creat,mkdir,mkdirat,write,pwrite64,writev,pwritev,fallocate,sendto,sendmsg,rename,\
+                     renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,fsync,fdatasync,syncfs,sync";
 /// Bytes of a call's data that are kept: more than one write of ours has.
 const DATA: &str = "1000000";
 /// How long strace may take to write the rest down.
@@ -48,21 +48,23 @@ impl Moment {
 }
 
 impl Process {
-    /// Starts a program of ours under strace, which writes to `trace`.
+    /// Starts a program of ours under strace, which writes to `trace`. The calls in `refused` are answered as by a file system
+    /// that does not know them.
     pub fn start_traced<A: AsRef<OsStr>>(
         name: &str,
         arguments: impl IntoIterator<Item = A>,
         environment: &[(&str, &str)],
         log: &Path,
         trace: &Path,
+        refused: &[&str],
     ) -> Result<Self, Failure> {
         // As a grandchild, so that the program is our child and hears our signals.
         let calls = format!("trace={CALLS}");
         // Of an end by a signal that it is not to show strace writes nothing, and loses what it has not written yet.
-        let strace =
-            ["-D", "-f", "-y", "-q", "--seccomp-bpf", "-e", "signal=kill", "-e", &calls, "-s", DATA, "-o"];
+        let strace = ["-D", "-f", "-y", "-q", "--seccomp-bpf", "-e", "signal=kill", "-e", &calls, "-s", DATA];
         let mut all: Vec<std::ffi::OsString> = strace.iter().map(Into::into).collect();
-        all.extend([trace.into(), program(name).into()]);
+        all.extend(refused.iter().map(|call| format!("--inject={call}:error=EOPNOTSUPP").into()));
+        all.extend(["-o".into(), trace.into(), program(name).into()]);
         all.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
         Self::start_program(Path::new("strace"), name, all, environment, log)
     }

@@ -14,6 +14,9 @@ use e2e::trace::{Moment, Trace};
 /// Rows that are scored in each life of the agent.
 const ROWS: usize = 40;
 
+/// Bytes of an asset, some dozens of blocks of a disk.
+const NOISE: usize = 200_000;
+
 /// What `/metrics` calls the rows that the agent has taken.
 const COUNTED: &str = "edgewise_rows_captured_total";
 /// What it calls those that have a receipt.
@@ -47,6 +50,32 @@ fn what_is_said_to_be_durable_was_synced_before() -> Result<(), Failure> {
     hold(&checks, &killed_cloud.followed_by(found_cloud), &root)
 }
 
+/// Where files can't have holes, the chunks that stay are moved when others of their pack go.
+#[test]
+fn what_is_moved_within_the_vault_is_synced_before_the_old_goes() -> Result<(), Failure> {
+    let directory = e2e::fresh_directory("e2e/durable_moves")?;
+    let cloud = Cloud::start(&directory.join("cloud"), 0, 0, &[])?;
+    let trace = directory.join("agent.trace");
+    let mut agent = start_agent(&directory, &cloud.mqtt, &trace, &["fallocate"])?;
+    // The third is the first that needs neither of the others to fall back to.
+    for version in 1..=3 {
+        cloud.register(&data::noisy(1, version, NOISE, &directory.join(format!("bundle-{version}")))?)?;
+        cloud.text(&["deploy", &format!("{MODEL}:{version}"), "--device", DEVICE])?;
+        cloud.wait_for_phase(DEVICE, MODEL, version, "active")?;
+    }
+    let root = directory.join("agent");
+    let old = root.join("vault/chunks/0000000000.chunks");
+    wait_until(PATIENCE, || if old.exists() { Err("the first pack stays".to_owned()) } else { Ok(()) })?;
+    let process = agent.process.id();
+    assert_eq!(agent.process.terminate()?, 0, "the agent's end");
+    let trace = Trace::read(&trace, process)?;
+    let checks: [(&str, Check, &[&str]); 2] = [
+        ("bytes that are moved before they are named", moved_chunks, &["fsync"]),
+        ("names of what is moved before the old go", moved_chunks, &["syncfs"]),
+    ];
+    hold(&checks, &trace, &root)
+}
+
 /// Gives how many things it has found to be durable in the data directory's trace.
 type Check = fn(&Trace, &Path) -> Result<usize, Failure>;
 
@@ -73,7 +102,7 @@ fn lives(directory: &Path) -> Result<Lives, Failure> {
     let broker = Mosquitto::start(&directory.join("broker"))?;
     let path = |name: &str| directory.join(format!("{name}.trace"));
     let mut cloud = start_cloud(directory, &broker.url, &path("cloud-1"))?;
-    let mut agent = start_agent(directory, &broker.url, &path("agent-1"))?;
+    let mut agent = start_agent(directory, &broker.url, &path("agent-1"), &[])?;
     cloud.register(&data::sample(Some(1)))?;
     cloud.text(&["deploy", &format!("{MODEL}:1"), "--device", DEVICE])?;
     cloud.wait_for_phase(DEVICE, MODEL, 1, "active")?;
@@ -85,7 +114,7 @@ fn lives(directory: &Path) -> Result<Lives, Failure> {
     score(&agent, 1..ROWS)?;
     let first = agent.process.id();
     agent.process.kill();
-    agent = start_agent(directory, &broker.url, &path("agent-2"))?;
+    agent = start_agent(directory, &broker.url, &path("agent-2"), &[])?;
     score(&agent, ROWS..2 * ROWS)?;
     let second = agent.process.id();
     assert_eq!(agent.process.terminate()?, 0, "the agent's end");
@@ -93,7 +122,7 @@ fn lives(directory: &Path) -> Result<Lives, Failure> {
     let registry = cloud.process.id();
     cloud.process.kill();
     cloud = start_cloud(directory, &broker.url, &path("cloud-2"))?;
-    agent = start_agent(directory, &broker.url, &path("agent-3"))?;
+    agent = start_agent(directory, &broker.url, &path("agent-3"), &[])?;
     wait_for_metric(&agent, UPLOADED, 2 * ROWS)?;
     score(&agent, 2 * ROWS..3 * ROWS)?;
     wait_for_metric(&agent, UPLOADED, 3 * ROWS)?;
@@ -111,15 +140,16 @@ fn lives(directory: &Path) -> Result<Lives, Failure> {
 fn start_cloud(directory: &Path, broker: &str, trace: &Path) -> Result<Cloud, Failure> {
     let data = directory.join("cloud").display().to_string();
     let arguments = ["serve", "--data", &data, "--http", "127.0.0.1:0", "--mqtt", broker];
-    Cloud::ready(Process::start_traced("edgewise", arguments, &[], &directory.join("cloud.log"), trace)?)
+    Cloud::ready(Process::start_traced("edgewise", arguments, &[], &directory.join("cloud.log"), trace, &[])?)
 }
 
-fn start_agent(directory: &Path, broker: &str, trace: &Path) -> Result<Agent, Failure> {
+fn start_agent(directory: &Path, broker: &str, trace: &Path, refused: &[&str]) -> Result<Agent, Failure> {
     let data = directory.join("agent").display().to_string();
     let arguments = ["run", "--device", DEVICE, "--cloud", broker, "--data", &data, "--http", "127.0.0.1:0"];
     let environment = [("EDGEWISE_UPLOAD_INTERVAL", "100ms"), ("EDGEWISE_COLLECT_WRITE_INTERVAL", "20ms")];
     let log = directory.join("agent.log");
-    let agent = Agent::ready(Process::start_traced("edgewise-agent", arguments, &environment, &log, trace)?)?;
+    let process = Process::start_traced("edgewise-agent", arguments, &environment, &log, trace, refused)?;
+    let agent = Agent::ready(process)?;
     let client = Client::new(&agent.http);
     wait_until(PATIENCE, || match client.get("/v2/health/ready")?.status {
         200 => Ok(()),
@@ -235,6 +265,21 @@ fn verified_bundles(trace: &Trace, root: &Path) -> Result<usize, Failure> {
     let (manifests, _) =
         trace.folder_kept(root, "/vault/manifests/", *moment)?.ok_or("there is no manifest")?;
     Ok(packed.len().min(manifests))
+}
+
+/// The bytes in a new pack are on the medium before its index, and both are before the old pack goes.
+fn moved_chunks(trace: &Trace, root: &Path) -> Result<usize, Failure> {
+    let removed = *trace.removed("/vault/chunks/").first().ok_or("no pack is removed")?;
+    let written = trace.written("/vault/chunks/", "").into_iter();
+    let before: Vec<_> = written.filter(|(written, _)| *written < removed).collect();
+    let index = before.iter().rev().find(|(_, file)| file.ends_with(".index"));
+    let (named, index) = index.ok_or("no index is written")?;
+    let chunks = index.replace(".index", ".chunks");
+    let moved: Vec<_> = before.iter().filter(|(_, file)| *file == chunks).collect();
+    moved.iter().try_for_each(|(written, _)| trace.synced(&chunks, *written, *named))?;
+    trace.synced(index, *named, removed)?;
+    [index, &chunks].iter().try_for_each(|file| trace.names_kept(root, file, removed))?;
+    Ok(moved.len())
 }
 
 fn sent_receipts(trace: &Trace, root: &Path) -> Result<usize, Failure> {

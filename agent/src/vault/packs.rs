@@ -6,8 +6,9 @@
 //! Invariants:
 //! - A pack and its index are only ever appended to, by the process that made them: nothing follows what a crash tore.
 //! - An index may name bytes that are gone, with the power or because they were given back: whoever reads compares them with
-//!   their digest. So nothing here has to be synced in an order, save that what is moved is durable before it is removed.
-//! - Of two entries of a chunk the later one counts. Bytes that no entry counts for are given back by [`Packs::retain`].
+//!   their digest. So nothing here has to be synced in an order, save what is moved.
+//! - Of two entries of a chunk the later one counts. So what is moved is durable before its new entries are written, and they are
+//!   before the old ones go. Bytes that no entry counts for are given back by [`Packs::retain`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
@@ -282,22 +283,53 @@ impl Packs {
         }
     }
 
-    /// Moves a pack's chunks to where they lie side by side, and removes it.
+    /// Moves a pack's chunks to one of their own, where they lie side by side, and removes it.
     fn move_chunks(
         &self,
         state: &mut State,
         pack: u32,
         chunks: Vec<(Digest, Place)>,
     ) -> Result<(), VaultError> {
-        state.open.take_if(|open| open.pack == pack);
-        for (digest, place) in chunks {
-            match self.read_at(&place)? {
-                Some(bytes) => self.append(state, digest, &bytes)?,
-                None => drop(state.places.remove(&digest)),
+        let new = self.begin(&mut state.next)?;
+        let moved = self.copy_chunks(&new, chunks);
+        let (moved, places) = moved.inspect_err(|_| {
+            for path in [self.index(new.pack), self.chunks(new.pack)] {
+                // What stays goes with the next start.
+                drop(fs::remove_file(path));
             }
+        })?;
+        state.places.retain(|_, place| place.pack != pack);
+        state.places.extend(places);
+        state.packs.insert(new.pack, moved);
+        let removed = self.remove(state, pack);
+        state.open.get_or_insert(new);
+        removed
+    }
+
+    /// Copies chunks to a new pack, all that can be read; gives its size, and where they lie in it.
+    fn copy_chunks(
+        &self,
+        new: &Open,
+        chunks: Vec<(Digest, Place)>,
+    ) -> Result<(Pack, Vec<(Digest, Place)>), VaultError> {
+        let (mut pack, mut places, mut index) = (Pack::default(), Vec::new(), Vec::new());
+        let to = self.chunks(new.pack);
+        for (digest, from) in chunks {
+            let Some(bytes) = self.read_at(&from)? else { continue };
+            let offset = u32::try_from(pack.bytes).map_err(|_| VaultError::Foreign(digest))?;
+            new.chunks.write_all_at(&bytes, pack.bytes).map_err(io_error("writing", &to))?;
+            let place = Place { pack: new.pack, offset, ..from };
+            index.extend(place.encode(&digest));
+            places.push((digest, place));
+            pack.bytes = place.end();
+            pack.entries += 1;
         }
+        pack.taken = on_disk(pack.bytes);
+        new.chunks.sync_all().map_err(io_error("syncing", &to))?;
+        let to = self.index(new.pack);
+        new.index.write_all_at(&index, 0).map_err(io_error("writing", &to))?;
         durable::sync_file_system(&self.directory).map_err(io_error("syncing", &self.directory))?;
-        self.remove(state, pack)
+        Ok((pack, places))
     }
 }
 

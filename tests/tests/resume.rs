@@ -1,13 +1,18 @@
 //! What a kill -9 of any program takes away: nothing that was on a disk.
 
+use cloud_sync::bundle::Bundle;
 use e2e::data::{self, MODEL};
+use e2e::files;
 use e2e::mosquitto::Mosquitto;
-use e2e::process::Failure;
-use e2e::site::{DEVICE, Site, start_agent, start_cloud};
+use e2e::process::{Cloud, Failure, wait_until};
+use e2e::site::{DEVICE, PATIENCE, Site, start_agent, start_cloud};
 use e2e::toxic::Link;
 
 /// Bytes of the asset that makes the bundle heavy.
 const HEAVY: usize = 24 << 20;
+
+/// Bytes of an asset that comes with a few requests.
+const LIGHT: usize = 1 << 20;
 
 /// Where the link is held: in the middle of the pull.
 const HELD: u64 = 10 << 20;
@@ -42,6 +47,33 @@ fn a_pull_goes_on_where_the_agent_and_the_cloud_were_killed() -> Result<(), Fail
         "{passed} bytes went down again, {shared} were on the disk"
     );
     assert_eq!(agent.process.terminate()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_chunk_that_the_registry_has_lost_is_all_that_is_pulled_once_it_is_back() -> Result<(), Failure> {
+    let directory = e2e::fresh_directory("e2e/resume-lost-chunk")?;
+    let cloud = Cloud::start(&directory.join("cloud"), 0, 0, &[])?;
+    let agent = start_agent(&directory, &cloud.mqtt)?;
+    let bundle = data::heavy(1, LIGHT, &directory.join("bundle"))?;
+    cloud.register(&bundle)?;
+    let chunks = Bundle::open(&bundle).map_err(|error| error.to_string())?.manifest().distinct_chunks();
+    let lost = chunks.last().ok_or("the bundle has no chunks")?;
+    let objects = files::below(&directory.join("cloud/objects/chunks"))?;
+    let object = objects.into_iter().find(|path| path.ends_with(lost.digest.to_string()));
+    let (object, aside) = (object.ok_or("the chunk is no object")?, directory.join("aside"));
+    std::fs::rename(&object, &aside).map_err(|error| error.to_string())?;
+
+    cloud.text(&["deploy", &format!("{MODEL}:1"), "--device", DEVICE])?;
+    let why = format!("the registry does not have {}", lost.digest);
+    wait_until(PATIENCE, || match cloud.model_on(DEVICE, MODEL)?.to_string() {
+        said if said.contains(&why) => Ok(()),
+        said => Err(format!("the device does not say that {why}: {said}")),
+    })?;
+    std::fs::rename(&aside, &object).map_err(|error| error.to_string())?;
+    let model = cloud.wait_for_phase(DEVICE, MODEL, 1, "active")?;
+    assert_eq!(model["transfer"]["fetched_bytes"], lost.size, "what came with it was thrown away: {model}");
+    drop(agent);
     Ok(())
 }
 

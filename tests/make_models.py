@@ -7,11 +7,13 @@ boosted_binary.onnx   boosted trees for two classes: tract 0.23.9 refuses their 
 two_in_two_out.onnx   sum and difference of a [N, 4] and b [N, 4]
 scalar.onnx           a scalar factor [] times vector [N]
 nan.onnx              x ln x, which is NaN at 0
+perceptron.onnx       24 numbers to 16 to the probabilities of 3 classes: a few microseconds
 types/identity_*.onnx one for each tensor type, [N] to [N]
 
 The same package versions give the same bytes.
 """
 
+import math
 import pathlib
 import sys
 
@@ -69,6 +71,18 @@ def models():
     made["nan"] = plain(
         [("Log", ["x"], ["logarithm"]), ("Mul", ["x", "logarithm"], ["y"])], {"x": (f32, ["N"])}, {"y": (f32, ["N"])}
     )
+    layers = {"w1": (24, 16), "b1": (16,), "w2": (16, 3), "b2": (3,)}
+    made["perceptron"] = plain(
+        [
+            ("Gemm", ["load", "w1", "b1"], ["sums"]),
+            ("Relu", ["sums"], ["hidden"]),
+            ("Gemm", ["hidden", "w2", "b2"], ["scores"]),
+            ("Softmax", ["scores"], ["probabilities"]),
+        ],
+        {"load": (f32, ["N", 24])},
+        {"probabilities": (f32, ["N", 3])},
+        [weights(name, shape) for name, shape in layers.items()],
+    )
     flowers, tumours = load_iris(return_X_y=True), load_breast_cancer(return_X_y=True)
     # Solved until only the last digits depend on the machine and its number of threads; those are rounded away.
     regression = LogisticRegression(solver="newton-cholesky", tol=1e-9).fit(*flowers)
@@ -81,12 +95,19 @@ def models():
     return made
 
 
-def plain(nodes, inputs, outputs):
+def weights(name, shape):
+    numbers = [(at * 7919 % 101) / 101 - 0.5 for at in range(math.prod(shape))]
+    return helper.make_tensor(name, TensorProto.FLOAT, shape, numbers)
+
+
+def plain(nodes, inputs, outputs, constants=()):
     def declared(tensors):
         return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in tensors.items()]
 
     return helper.make_model(
-        helper.make_graph([helper.make_node(*node) for node in nodes], "test", declared(inputs), declared(outputs)),
+        helper.make_graph(
+            [helper.make_node(*node) for node in nodes], "test", declared(inputs), declared(outputs), list(constants)
+        ),
         opset_imports=[helper.make_opsetid("", 13)],
         ir_version=8,
         producer_name="edgewise tests",

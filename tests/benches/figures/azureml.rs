@@ -3,17 +3,15 @@
 //! The server runs as it ships: a worker of gunicorn takes one request at a time and ends the connection with its answer,
 //! so each of its requests comes over a new one. It gets as many workers as cores and threads allow.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use e2e::client::Client;
 use e2e::files;
 use e2e::mosquitto::free_port;
-use e2e::process::{Agent, Failure, Process};
-use serde_json::Value;
+use e2e::process::{Failure, Process};
 
 use crate::caller::Question;
 use crate::measure::{Unit, compare, in_turns, skipped};
+use crate::peer::{installed, same_answer};
 use crate::sample;
 use crate::serving::{address, agent, crowded, latency};
 use crate::work::Work;
@@ -34,30 +32,19 @@ const PACKAGES: [&str; 6] = [
 /// What the server says once in each worker.
 const READY: &str = "init has completed successfully";
 
-/// How far a number may be from the other's: what two builds of ONNX Runtime may differ by.
-const TOLERANCE: f64 = 1e-4;
-
 pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
     let Some(library) = sample::library() else {
         skipped("azureml", "there is no ONNX Runtime here; run cross/onnxruntime");
         return Ok(());
     };
-    let installed = match installed() {
-        Ok(installed) => installed,
-        Err(why) => {
-            skipped("azureml", &format!("needs {} in a virtual environment: {why}", PACKAGES.join(" ")));
-            return Ok(());
-        }
-    };
+    let Some(installed) = installed("azureml", &PACKAGES) else { return Ok(()) };
     let directory = directory.join("azureml");
-    std::fs::create_dir_all(&directory)
-        .map_err(|error| format!("making {}: {error}", directory.display()))?;
-    for work in [Work::tiny()?, Work::squeezenet(&directory)?] {
-        let ours = agent(&work, &library.display().to_string(), &directory)?;
+    for work in Work::all(&directory)? {
+        let ours = agent(&work, &library.display().to_string(), &directory, &[])?;
         let theirs = Server::start(&installed, &work, &directory)?;
-        same_answer(&ours, &theirs, &work)?;
-        let question = Question::Http(work.score().into());
-        let (figure, addresses) = (format!("{}, /score", work.name), [address(&ours.http), &theirs.address]);
+        let addresses = [address(&ours.http), &theirs.address];
+        same_answer(addresses, "/score", &work.rows())?;
+        let (figure, question) = (format!("{}, /score", work.name), Question::Http(work.score().into()));
         latency(&figure, NAME, addresses, &question)?;
         crowded(&figure, NAME, addresses, &question)?;
         let mebibytes = |bytes: u64| vec![bytes as f64 / f64::from(1 << 20)];
@@ -82,8 +69,7 @@ struct Server {
 impl Server {
     fn start(installed: &Path, work: &Work, directory: &Path) -> Result<Self, Failure> {
         let port = free_port()?.to_string();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let workers = (cores / work.threads).max(1);
+        let workers = work.instances();
         let script = e2e::repository().join("tests/benches/azureml_score.py").display().to_string();
         let models = work.onnx.parent().unwrap_or(directory).display().to_string();
         let (threads, count) = (work.threads.to_string(), workers.to_string());
@@ -129,54 +115,4 @@ fn shared_out(processes: &[u32]) -> Result<u64, Failure> {
         kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(|| format!("{path} has no Pss"))
     };
     processes.iter().map(proportional).sum()
-}
-
-/// Both answer the same to the same.
-fn same_answer(ours: &Agent, theirs: &Server, work: &Work) -> Result<(), Failure> {
-    let ask = |url: &str| {
-        let answer = Client::new(url).post("/score", &work.rows())?;
-        if answer.status == 200 { Ok(answer.json()) } else { Err(format!("{url}: {}", answer.text)) }
-    };
-    let (ours, theirs) = (ask(&ours.http)?, ask(&format!("http://{}", theirs.address))?);
-    if agrees(&ours, &theirs) { Ok(()) } else { Err(format!("ours is {ours}, the peer's {theirs}")) }
-}
-
-fn agrees(ours: &Value, theirs: &Value) -> bool {
-    match (ours, theirs) {
-        (Value::Array(ours), Value::Array(theirs)) => {
-            ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(ours, theirs)| agrees(ours, theirs))
-        }
-        (Value::Object(ours), Value::Object(theirs)) => {
-            ours.len() == theirs.len()
-                && ours.iter().all(|(name, value)| theirs.get(name).is_some_and(|other| agrees(value, other)))
-        }
-        _ => match (ours.as_f64(), theirs.as_f64()) {
-            (Some(ours), Some(theirs)) => (ours - theirs).abs() <= TOLERANCE,
-            _ => ours == theirs,
-        },
-    }
-}
-
-/// The virtual environment with the server, made where it is not there yet.
-fn installed() -> Result<PathBuf, Failure> {
-    let (venv, wanted) = (e2e::target_root().join("azureml-venv"), PACKAGES.join(" "));
-    let stamp = venv.join("stamp");
-    if std::fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
-        return Ok(venv);
-    }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
-    let mut pip = Command::new(venv.join("bin/pip"));
-    run(pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(PACKAGES))?;
-    files::write(&stamp, wanted)?;
-    Ok(venv)
-}
-
-fn run(command: &mut Command) -> Result<(), Failure> {
-    let output = command.output();
-    let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", command.get_program().display());
-    match output {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(failed(&String::from_utf8_lossy(&output.stderr).trim())),
-        Err(error) => Err(failed(&error)),
-    }
 }

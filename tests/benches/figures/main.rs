@@ -14,6 +14,7 @@ mod floor;
 mod footprint;
 mod measure;
 mod mqtt;
+mod peer;
 mod pull;
 mod sample;
 mod scorer;
@@ -21,6 +22,7 @@ mod serving;
 mod site;
 mod socket;
 mod spool;
+mod triton;
 mod work;
 
 use std::path::Path;
@@ -30,10 +32,11 @@ use e2e::process::{Failure, program};
 
 type Bench = fn(&Path) -> Result<(), Failure>;
 
-const BENCHES: [(&str, Bench); 8] = [
+const BENCHES: [(&str, Bench); 9] = [
     ("scorer", scorer::measure),
     ("serving", serving::measure),
     ("azureml", azureml::measure),
+    ("triton", triton::measure),
     ("capture", serving::capture),
     ("mqtt", mqtt::measure),
     ("spool", spool::measure),

@@ -71,7 +71,7 @@ pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
 /// Echoes what comes, after it was scored, until it is ended.
 pub(crate) fn echo(arguments: &[String]) -> Result<(), Failure> {
     let [port, qos, library] = arguments else { return Err("a port, QoS and a library".to_owned()) };
-    let work = Work::tiny()?;
+    let work = Work::sample()?;
     let mut engine = sample::engine_from(&work, Path::new(library))?;
     let inputs = work.tensors()?;
     let qos = level(qos);

@@ -35,35 +35,20 @@ pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
     };
     let library = library.display().to_string();
     let directory = directory.join("serving");
-    std::fs::create_dir_all(&directory)
-        .map_err(|error| format!("making {}: {error}", directory.display()))?;
-    for (work, crowd_asks) in [(Work::tiny()?, "JSON"), (Work::squeezenet(&directory)?, "binary")] {
-        let ours = agent(&work, &library, &directory)?;
+    for work in Work::all(&directory)? {
+        let ours = agent(&work, &library, &directory, &[])?;
         let peer = floor(&work, &library, &directory)?;
         let addresses = [address(&ours.http), &peer.1];
-        let questions = [
-            ("JSON", Question::Http(work.json().into())),
-            ("binary", Question::Http(work.binary().into())),
-            ("gRPC", Question::Grpc(work.grpc())),
-        ];
-        for (form, question) in &questions {
-            latency(&format!("{}, {form}", work.name), NAME, addresses, question)?;
-            if *form == crowd_asks || *form == "gRPC" {
-                crowded(&format!("{}, {form}", work.name), NAME, addresses, question)?;
-            }
-        }
+        protocols(&work, NAME, addresses, addresses)?;
         let mut engine = sample::engine(&work)?;
         let inputs = work.tensors()?;
         let score = || engine.score(&inputs).map(drop).map_err(|error| error.to_string());
-        let [_, (_, binary), _] = &questions;
-        let (mut caller, mut socket) = (Caller::open(address(&ours.http), binary)?, Socket::open(&work)?);
+        let binary = Question::Http(work.binary().into());
+        let (mut caller, mut socket) = (Caller::open(address(&ours.http), &binary)?, Socket::open(&work)?);
         let figure = format!("{}, binary, p50", work.name);
         against(&figure, "the engine called directly", || caller.ask(), score)?;
         against(&figure, "the engine behind a bare socket", || caller.ask(), || socket.ask())?;
-        let resident =
-            |process: &Process| process.resident().map(|bytes| vec![bytes as f64 / f64::from(1 << 20)]);
-        let memory = in_turns(1, || resident(&ours.process), || resident(&peer.0))?;
-        compare(&format!("{}, resident after that", work.name), Unit::Mebibytes, NAME, memory);
+        memory(&work, NAME, [&ours.process, &peer.0])?;
     }
     Ok(())
 }
@@ -75,7 +60,7 @@ pub(crate) fn capture(directory: &Path) -> Result<(), Failure> {
         return Ok(());
     };
     let library = &library.display().to_string();
-    let work = Work::tiny()?;
+    let work = Work::sample()?;
     let bundle = bundle(&work).display().to_string();
     let start = |captures: &str| {
         let data = directory.join(format!("captures-{captures}"));
@@ -118,6 +103,32 @@ fn paced(caller: &mut Caller) -> Result<Vec<f64>, Failure> {
         caller.ask().map(|()| micros(asked.elapsed()))
     };
     (0..questions).map(ask).collect()
+}
+
+/// A model asked in every form, ours and the peer's addresses for HTTP and for gRPC; many callers ask in one form over HTTP and
+/// over gRPC.
+pub(crate) fn protocols(work: &Work, peer: &str, http: [&str; 2], grpc: [&str; 2]) -> Result<(), Failure> {
+    for (form, question, addresses) in [
+        ("JSON", Question::Http(work.json().into()), http),
+        ("binary", Question::Http(work.binary().into()), http),
+        ("gRPC", Question::Grpc(work.grpc()), grpc),
+    ] {
+        let figure = format!("{}, {form}", work.name);
+        latency(&figure, peer, addresses, &question)?;
+        if form == work.crowd_asks() || form == "gRPC" {
+            crowded(&figure, peer, addresses, &question)?;
+        }
+    }
+    Ok(())
+}
+
+/// What ours and the peer's process have resident after that.
+pub(crate) fn memory(work: &Work, peer: &str, [ours, theirs]: [&Process; 2]) -> Result<(), Failure> {
+    let resident =
+        |process: &Process| process.resident().map(|bytes| vec![bytes as f64 / f64::from(1 << 20)]);
+    let memory = in_turns(1, || resident(ours), || resident(theirs))?;
+    compare(&format!("{}, resident after that", work.name), Unit::Mebibytes, peer, memory);
+    Ok(())
 }
 
 /// How long an answer takes, asked over one connection to each of two addresses: ours and the peer's.
@@ -171,9 +182,9 @@ fn floor(work: &Work, library: &str, directory: &Path) -> Result<(Process, Strin
     Ok((process, address))
 }
 
-/// The agent that serves it, without a cloud.
-pub(crate) fn agent(work: &Work, library: &str, directory: &Path) -> Result<Agent, Failure> {
-    let flags = ["--provider", "cpu", "--onnxruntime", library];
+/// The agent that serves it, without a cloud, with more arguments.
+pub(crate) fn agent(work: &Work, library: &str, directory: &Path, more: &[&str]) -> Result<Agent, Failure> {
+    let flags = [&["--provider", "cpu", "--onnxruntime", library], more].concat();
     Agent::start_local(&directory.join(work.name), &bundle(work), &flags)
 }
 

@@ -1,9 +1,10 @@
-//! What every server is asked to score: two models, and for each the same request in every form.
+//! What every server is asked to score: three models, and for each the same request in every form.
 
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use e2e::data::MODEL;
+use e2e::files;
 use e2e::process::Failure;
 use prost::Message;
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ const JSON: &str = "content-type: application/json";
 
 /// A model and one request for it.
 pub(crate) struct Work {
-    /// The model's name, and where its file is.
+    /// The model's name, and where its file is: in a folder without other models.
     pub(crate) name: &'static str,
     pub(crate) onnx: PathBuf,
     /// Threads of one score: as the agent chooses them for it.
@@ -26,20 +27,27 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// The sample: a perceptron of a few microseconds.
-    pub(crate) fn tiny() -> Result<Self, Failure> {
+    /// All of them, under names that a model may have in `directory`.
+    pub(crate) fn all(directory: &Path) -> Result<[Self; 3], Failure> {
+        Ok([Self::perceptron(directory)?, Self::sample()?, Self::squeezenet(directory)?])
+    }
+
+    /// A perceptron of a few microseconds, which leaves nothing but the servers to be compared.
+    fn perceptron(directory: &Path) -> Result<Self, Failure> {
+        let onnx = copy("perceptron.onnx", directory, "perceptron")?;
+        Ok(Self { name: "perceptron", onnx, ..Self::sample()? })
+    }
+
+    /// The sample: some dozens of microseconds.
+    pub(crate) fn sample() -> Result<Self, Failure> {
         let numbers = sample::window()?;
         let (onnx, shape) = (sample::bundle().join("model.onnx"), vec![1, numbers.len()]);
         Ok(Self { name: MODEL, onnx, threads: 1, input: "load", shape, numbers })
     }
 
-    /// Squeezenet, as the ONNX project tests with it, under a name that a model may have in `directory`. Its weights are
-    /// made up, its arithmetic is not.
-    pub(crate) fn squeezenet(directory: &Path) -> Result<Self, Failure> {
-        let light = e2e::target_root().join("test-models/onnx/light/light_squeezenet.onnx");
-        let onnx = directory.join("squeezenet.onnx");
-        std::fs::copy(&light, &onnx)
-            .map_err(|error| format!("copying {}: {error}; run tests/fetch-models", light.display()))?;
+    /// Squeezenet, as the ONNX project tests with it. Its weights are made up, its arithmetic is not.
+    fn squeezenet(directory: &Path) -> Result<Self, Failure> {
+        let onnx = copy("onnx/light/light_squeezenet.onnx", directory, "squeezenet")?;
         let shape = vec![1, 3, 224, 224];
         // Numbers with as many digits as those of pictures have that were scaled and shifted.
         let numbers =
@@ -48,12 +56,16 @@ impl Work {
         Ok(Self { name: "squeezenet", onnx, threads, input: "data_0", numbers: numbers.collect(), shape })
     }
 
-    /// A request in JSON.
-    pub(crate) fn json(&self) -> Vec<u8> {
+    /// The body that clients of the Open Inference Protocol send.
+    pub(crate) fn inputs(&self) -> Value {
         let input =
             json!({ "name": self.input, "shape": self.shape, "datatype": "FP32", "data": self.numbers });
-        let body = json!({ "inputs": [input] }).to_string();
-        Self::over_http(&self.infer(), JSON, body.into_bytes())
+        json!({ "inputs": [input] })
+    }
+
+    /// A request with that body.
+    pub(crate) fn json(&self) -> Vec<u8> {
+        Self::over_http(&self.infer(), JSON, self.inputs().to_string().into_bytes())
     }
 
     /// The body that Azure ML's clients send to `/score`.
@@ -64,6 +76,16 @@ impl Work {
     /// A request with that body.
     pub(crate) fn score(&self) -> Vec<u8> {
         Self::over_http("/score", JSON, self.rows().to_string().into_bytes())
+    }
+
+    /// Instances for which there are cores.
+    pub(crate) fn instances(&self) -> usize {
+        (std::thread::available_parallelism().map_or(1, usize::from) / self.threads).max(1)
+    }
+
+    /// The form in which many ask at a time: what is quick to read.
+    pub(crate) fn crowd_asks(&self) -> &'static str {
+        if self.numbers.len() < 1000 { "JSON" } else { "binary" }
     }
 
     /// A request with its tensor, and the answer's, as bytes after the JSON.
@@ -104,7 +126,8 @@ impl Work {
         self.numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
     }
 
-    fn infer(&self) -> String {
+    /// The path at which tensors are scored.
+    pub(crate) fn infer(&self) -> String {
         format!("/v2/models/{}/infer", self.name)
     }
 
@@ -115,6 +138,16 @@ impl Work {
         );
         [head.into_bytes(), body].concat()
     }
+}
+
+/// Copies a model that `tests/fetch-models` has brought to a folder of its name, which Azure ML's server wants.
+fn copy(from: &str, directory: &Path, name: &str) -> Result<PathBuf, Failure> {
+    let from = e2e::target_root().join("test-models").join(from);
+    let bytes = std::fs::read(&from)
+        .map_err(|error| format!("reading {}: {error}; run tests/fetch-models", from.display()))?;
+    let onnx = directory.join(format!("models/{name}/{name}.onnx"));
+    files::write(&onnx, bytes)?;
+    Ok(onnx)
 }
 
 /// Numbers as lists in lists.

@@ -107,16 +107,7 @@ impl Fetcher {
         let wants = missing.iter().map(|chunk| Want { digest: chunk.digest, offset: 0 });
         let mut pull = Pull::new(self, wants);
         while let Some(first) = pull.next().await? {
-            // What has come meanwhile is stored in one go: a thread's waking takes longer than a chunk's writing.
-            let (mut come, mut absent) = (vec![first], Ok(()));
-            while come.len() < window::LARGEST && absent.is_ok() {
-                match pull.come() {
-                    Ok(Some(next)) => come.push(next),
-                    Ok(None) => break,
-                    // What has come is stored first.
-                    Err(error) => absent = Err(error),
-                }
-            }
+            let (come, absent) = pull.all_come(first);
             let work: Vec<(Want, ChunkRef, Arc<Chunk>)> = come
                 .into_iter()
                 .filter_map(|(want, piece)| Some((want, *sizes.get(&want.digest)?, piece)))
@@ -173,6 +164,9 @@ impl Fetcher {
     }
 }
 
+/// A piece, and the want that it answers.
+type Piece = (Want, Arc<Chunk>);
+
 /// One run of asking and receiving.
 struct Pull<'a> {
     link: &'a Link,
@@ -189,7 +183,7 @@ impl<'a> Pull<'a> {
     }
 
     /// The next piece that was asked for; `None` when all are done.
-    async fn next(&mut self) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
+    async fn next(&mut self) -> Result<Option<Piece>, FetchError> {
         while !self.window.is_done() {
             self.ask().await;
             let arrived = tokio::time::timeout(TICK, self.arrivals.recv()).await;
@@ -211,8 +205,22 @@ impl<'a> Pull<'a> {
         Ok(None)
     }
 
+    /// A piece and all others that have come, so that they are stored in one go: a thread's waking takes longer than a chunk's
+    /// writing. Beside them is what ends the pull, for they are stored first.
+    fn all_come(&mut self, first: Piece) -> (Vec<Piece>, Result<(), FetchError>) {
+        let mut come = vec![first];
+        while come.len() < window::LARGEST {
+            match self.come() {
+                Ok(Some(next)) => come.push(next),
+                Ok(None) => break,
+                Err(error) => return (come, Err(error)),
+            }
+        }
+        (come, Ok(()))
+    }
+
     /// One more piece that was asked for, if it is here.
-    fn come(&mut self) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
+    fn come(&mut self) -> Result<Option<Piece>, FetchError> {
         while let Ok(piece) = self.arrivals.try_recv() {
             if let Some(wanted) = self.wanted(piece)? {
                 return Ok(Some(wanted));
@@ -221,7 +229,7 @@ impl<'a> Pull<'a> {
         Ok(None)
     }
 
-    fn wanted(&self, piece: Arc<Chunk>) -> Result<Option<(Want, Arc<Chunk>)>, FetchError> {
+    fn wanted(&self, piece: Arc<Chunk>) -> Result<Option<Piece>, FetchError> {
         let want = Want { digest: piece.digest, offset: piece.offset };
         match self.window.is_wanted(&want) {
             true if piece.total == 0 => {
@@ -277,5 +285,28 @@ impl From<VaultError> for FetchError {
             | VaultError::Budget { .. } => Self::Later(error.to_string()),
             VaultError::Bundle(_) => Self::Never(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_before_a_piece_that_the_registry_lacks_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let vault = Arc::new(Vault::open(directory.path(), 1 << 20).unwrap());
+        let fetcher = Fetcher::new(Link::default(), vault);
+        let wants: Vec<Want> =
+            [1u8, 2, 3].map(|byte| Want { digest: Digest::of(&[byte]), offset: 0 }).to_vec();
+        let mut pull = Pull::new(&fetcher, wants.clone());
+        pull.window.take(Instant::now());
+        for (want, total) in wants.iter().zip([1, 1, 0]) {
+            fetcher.deliver(Chunk { digest: want.digest, offset: 0, total, bytes: Default::default() });
+        }
+        let first = pull.come().unwrap().unwrap();
+        let (come, absent) = pull.all_come(first);
+        assert_eq!(come.iter().map(|(want, _)| *want).collect::<Vec<_>>(), wants[..2]);
+        assert!(absent.unwrap_err().to_string().contains(&wants[2].digest.to_string()));
     }
 }

@@ -6,12 +6,9 @@
 use std::borrow::Cow;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::PathBuf;
-use std::ptr::{null_mut, slice_from_raw_parts};
+use std::ptr::{null, null_mut};
 
 use engine::{DataType, LoadOptions, Model, Provider, Tensor};
-
-/// The variables that name an instance's ONNX file, its threads and the library of ONNX Runtime.
-const SETTINGS: [&str; 3] = ["BACKEND_MODEL", "BACKEND_THREADS", "BACKEND_LIBRARY"];
 
 /// The Open Inference Protocol's names of `TRITONSERVER_DataType`, each at its number.
 const DATA_TYPES: [&str; 14] = [
@@ -72,12 +69,13 @@ pub unsafe extern "C" fn TRITONBACKEND_ModelInstanceExecute(
         Err(failed) => return failed,
     };
     // SAFETY: there are so many, and each is released once.
-    for request in unsafe { &*slice_from_raw_parts(requests, count as usize) } {
+    for request in unsafe { slice(requests.cast_const(), count as usize) } {
         unsafe {
-            // Nobody is left to be told of an error.
+            // Nobody is left to be told of an error, which the bench sees as an answer that does not come.
             if let Ok(response) = out(|response| TRITONBACKEND_ResponseNew(response, *request)) {
                 let failed = answer(model.as_mut(), *request, response).err().unwrap_or(null_mut());
                 TRITONBACKEND_ResponseSend(response, RESPONSE_COMPLETE_FINAL, failed);
+                TRITONSERVER_ErrorDelete(failed);
             }
             TRITONBACKEND_RequestRelease(*request, REQUEST_RELEASE_ALL);
         }
@@ -87,6 +85,7 @@ pub unsafe extern "C" fn TRITONBACKEND_ModelInstanceExecute(
 
 unsafe extern "C" {
     fn TRITONSERVER_ErrorNew(code: c_int, message: *const c_char) -> Handle;
+    fn TRITONSERVER_ErrorDelete(error: Handle);
     fn TRITONBACKEND_ModelInstanceSetState(instance: Handle, state: Handle) -> Handle;
     fn TRITONBACKEND_ModelInstanceState(instance: Handle, state: *mut Handle) -> Handle;
     fn TRITONBACKEND_RequestInputByIndex(request: Handle, index: u32, input: *mut Handle) -> Handle;
@@ -129,12 +128,11 @@ unsafe extern "C" {
 
 fn load() -> Result<Box<dyn Model>, String> {
     let setting = |name: &str| std::env::var(name).map_err(|error| format!("{name}: {error}"));
-    let [path, threads, library] = SETTINGS.map(setting);
-    let (path, threads) = (path?, threads?);
+    let (path, threads) = (setting("BACKEND_MODEL")?, setting("BACKEND_THREADS")?);
     let options = LoadOptions {
         provider: Provider::Cpu,
         threads: threads.parse().map_err(|error| format!("{threads}: {error}"))?,
-        onnxruntime: Some(PathBuf::from(library?)),
+        onnxruntime: Some(PathBuf::from(setting("BACKEND_LIBRARY")?)),
         ..LoadOptions::default()
     };
     let onnx = std::fs::read(&path).map_err(|error| format!("reading {path}: {error}"))?;
@@ -157,7 +155,7 @@ unsafe fn answer(model: &mut dyn Model, request: Handle, response: Handle) -> Re
 /// # Safety
 /// The input is Triton's, of a request that is not released.
 unsafe fn read(input: Handle) -> Result<(String, Tensor), Handle> {
-    let (mut name, mut shape) = (std::ptr::null(), std::ptr::null());
+    let (mut name, mut shape) = (null(), null());
     let (mut data_type, mut dimensions, mut size, mut buffers) = (0, 0, 0, 0);
     // SAFETY: each has room for what is written to it.
     checked(unsafe {
@@ -172,15 +170,17 @@ unsafe fn read(input: Handle) -> Result<(String, Tensor), Handle> {
         )
     })?;
     // SAFETY: Triton has given a text that ends with a zero, and so many lengths.
-    let (name, shape) = unsafe { (CStr::from_ptr(name), &*slice_from_raw_parts(shape, dimensions as usize)) };
+    let (name, shape) = unsafe { (CStr::from_ptr(name), slice(shape, dimensions as usize)) };
     let mut bytes = Cow::Borrowed(&[][..]);
     for index in 0..buffers {
         // SAFETY: Triton gives so many bytes, in the memory that is asked for.
         let part = unsafe { buffer(input, index) }?;
-        if bytes.is_empty() {
+        if buffers == 1 {
             bytes = Cow::Borrowed(part);
         } else {
-            bytes.to_mut().extend_from_slice(part);
+            let all = bytes.to_mut();
+            all.reserve_exact((size as usize).saturating_sub(all.len()));
+            all.extend_from_slice(part);
         }
     }
     let data_type = usize::try_from(data_type).ok().and_then(|number| DATA_TYPES.get(number));
@@ -194,20 +194,21 @@ unsafe fn read(input: Handle) -> Result<(String, Tensor), Handle> {
 /// # Safety
 /// The input is Triton's, of a request that is not released while the bytes are used, and has such a buffer.
 unsafe fn buffer<'a>(input: Handle, index: u32) -> Result<&'a [u8], Handle> {
-    let (mut buffer, mut bytes, mut memory, mut memory_id) = (std::ptr::null(), 0, MEMORY_CPU, 0);
+    let (mut buffer, mut bytes, mut memory, mut memory_id) = (null(), 0, MEMORY_CPU, 0);
     // SAFETY: each has room for what is written to it.
     checked(unsafe {
         TRITONBACKEND_InputBuffer(input, index, &mut buffer, &mut bytes, &mut memory, &mut memory_id)
     })?;
     // SAFETY: Triton has given so many bytes, on a machine without a GPU.
-    Ok(unsafe { &*slice_from_raw_parts(buffer.cast(), bytes as usize) })
+    Ok(unsafe { slice(buffer.cast(), bytes as usize) })
 }
 
 /// # Safety
 /// The response is Triton's and not sent.
 unsafe fn write(response: Handle, name: &str, tensor: &Tensor) -> Result<(), Handle> {
     let data_type = DATA_TYPES.iter().position(|known| *known == tensor.data_type().oip_name());
-    let data_type = data_type.and_then(|number| c_int::try_from(number).ok()).unwrap_or_default();
+    let data_type =
+        data_type.and_then(|number| c_int::try_from(number).ok()).ok_or_else(|| error(&"the type"))?;
     let shape: Vec<i64> = tensor.shape().iter().map(|length| *length as i64).collect();
     let name = CString::new(name).map_err(|why| error(&why))?;
     // SAFETY: Triton copies the name and so many lengths.
@@ -226,6 +227,13 @@ unsafe fn write(response: Handle, name: &str, tensor: &Tensor) -> Result<(), Han
         buffer.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
     }
     Ok(())
+}
+
+/// # Safety
+/// There are so many at that address, for as long as they are used; where there are none, it may be anything.
+unsafe fn slice<'a, T>(at: *const T, count: usize) -> &'a [T] {
+    // SAFETY: as said above.
+    if count == 0 { &[] } else { unsafe { std::slice::from_raw_parts(at, count) } }
 }
 
 /// What a function of Triton gives through a pointer.

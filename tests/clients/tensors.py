@@ -126,3 +126,4 @@ for lines in ([key, "the-next-key"], ["the-next-key"]):
         file.write("\n".join(lines) + "\n")
     wait_until(EVERYWHERE, "the-next-key")
 wait_until(NOWHERE, key)
+assert admits("the-next-key") == EVERYWHERE

@@ -57,7 +57,7 @@ fn what_is_moved_within_the_vault_is_synced_before_the_old_goes() -> Result<(), 
     let cloud = Cloud::start(&directory.join("cloud"), 0, 0, &[])?;
     let trace = directory.join("agent.trace");
     let mut agent = start_agent(&directory, &cloud.mqtt, &trace, &["fallocate"])?;
-    // The third is the first that needs neither of the others to fall back to.
+    // One version before is kept to fall back to, so the third lets the first go.
     for version in 1..=3 {
         cloud.register(&data::noisy(1, version, NOISE, &directory.join(format!("bundle-{version}")))?)?;
         cloud.text(&["deploy", &format!("{MODEL}:{version}"), "--device", DEVICE])?;
@@ -73,7 +73,13 @@ fn what_is_moved_within_the_vault_is_synced_before_the_old_goes() -> Result<(), 
         ("bytes that are moved before they are named", moved_chunks, &["fsync"]),
         ("names of what is moved before the old go", moved_chunks, &["syncfs"]),
     ];
-    hold(&checks, &trace, &root)
+    hold(&checks, &trace, &root)?;
+    // What it serves now can only come from where it was moved to.
+    drop(cloud);
+    let agent = start_agent(&directory, "mqtt://127.0.0.1:9", &directory.join("agent-2.trace"), &[])?;
+    let window = data::test_split()?.into_iter().next().ok_or("the test split is empty")?;
+    assert_eq!(Client::new(&agent.http).predict(&window)?.0, 3);
+    Ok(())
 }
 
 /// Gives how many things it has found to be durable in the data directory's trace.

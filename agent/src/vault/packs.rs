@@ -294,7 +294,7 @@ impl Packs {
         let moved = self.copy_chunks(&new, chunks);
         let (moved, places) = moved.inspect_err(|_| {
             for path in [self.index(new.pack), self.chunks(new.pack)] {
-                // What stays goes with the next start.
+                // What stays is whole, or goes with the next start.
                 drop(fs::remove_file(path));
             }
         })?;
@@ -306,7 +306,7 @@ impl Packs {
         removed
     }
 
-    /// Copies chunks to a new pack, all that can be read; gives its size, and where they lie in it.
+    /// Copies chunks to a new pack, all that are there; gives its size, and where they lie in it.
     fn copy_chunks(
         &self,
         new: &Open,
@@ -524,6 +524,27 @@ mod tests {
         assert_whole(&packs, &chunks[40..60]);
         assert!(packs.used() < 21 * 16_000 + 2 * BLOCK_BYTES && allocated(&directory) <= packs.used());
         assert_whole(&filled(&directory, &[]), &chunks[40..60]);
+    }
+
+    #[test]
+    fn what_can_not_be_moved_stays_where_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let chunks = chunks(100);
+        let packs = filled(&directory, &chunks);
+        // A directory in its place can be opened, and not be read as a file.
+        let (place, aside) = (packs.chunks(0), directory.path().join("aside"));
+        fs::rename(&place, &aside).unwrap();
+        fs::create_dir(&place).unwrap();
+        {
+            let mut state = packs.state();
+            let left = state.by_pack().remove(&0).unwrap();
+            packs.move_chunks(&mut state, 0, left).unwrap_err();
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3, "nothing new is left");
+        fs::remove_dir(&place).unwrap();
+        fs::rename(&aside, &place).unwrap();
+        assert_whole(&packs, &chunks);
+        assert_whole(&filled(&directory, &[]), &chunks);
     }
 
     #[test]

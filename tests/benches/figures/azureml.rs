@@ -10,8 +10,8 @@ use e2e::mosquitto::free_port;
 use e2e::process::{Failure, Process};
 
 use crate::caller::Question;
+use crate::installed::{installed, same_answer};
 use crate::measure::{Unit, compare, in_turns, skipped};
-use crate::peer::{installed, same_answer};
 use crate::sample;
 use crate::serving::{address, agent, crowded, latency};
 use crate::work::Work;
@@ -40,7 +40,7 @@ pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
     let Some(installed) = installed("azureml", &PACKAGES) else { return Ok(()) };
     let directory = directory.join("azureml");
     for work in Work::all(&directory)? {
-        let ours = agent(&work, &library.display().to_string(), &directory, &[])?;
+        let ours = agent(&work, &library.display().to_string(), &directory, 1)?;
         let theirs = Server::start(&installed, &work, &directory)?;
         let addresses = [address(&ours.http), &theirs.address];
         same_answer(addresses, "/score", &work.rows())?;
@@ -54,7 +54,7 @@ pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
             || theirs.processes().and_then(|all| shared_out(&all)).map(mebibytes),
         )?;
         let figure = format!("{}, proportional memory after that", work.name);
-        compare(&figure, Unit::Mebibytes, &format!("{NAME}, {} workers", theirs.workers), memory);
+        compare(&figure, Unit::Mebibytes, &format!("{NAME}, {} workers", work.instances()), memory);
     }
     Ok(())
 }
@@ -63,7 +63,6 @@ pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
 struct Server {
     process: Process,
     address: String,
-    workers: usize,
 }
 
 impl Server {
@@ -86,7 +85,7 @@ impl Server {
         for _ in 0..workers {
             process.wait_for_line(READY)?;
         }
-        Ok(Self { process, address: format!("127.0.0.1:{port}"), workers })
+        Ok(Self { process, address: format!("127.0.0.1:{port}") })
     }
 
     /// The ids of it and its workers.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use e2e::client::Client;
+use e2e::files;
 use e2e::process::{Agent, Failure, Process};
 
 use crate::caller::{Caller, Question, throughput};
@@ -36,7 +37,7 @@ pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
     let library = library.display().to_string();
     let directory = directory.join("serving");
     for work in Work::all(&directory)? {
-        let ours = agent(&work, &library, &directory, &[])?;
+        let ours = agent(&work, &library, &directory, 1)?;
         let peer = floor(&work, &library, &directory)?;
         let addresses = [address(&ours.http), &peer.1];
         protocols(&work, NAME, addresses, addresses)?;
@@ -105,8 +106,7 @@ fn paced(caller: &mut Caller) -> Result<Vec<f64>, Failure> {
     (0..questions).map(ask).collect()
 }
 
-/// A model asked in every form, ours and the peer's addresses for HTTP and for gRPC; many callers ask in one form over HTTP and
-/// over gRPC.
+/// A model asked in every form, by one caller and by many: ours and the peer's addresses for HTTP and for gRPC.
 pub(crate) fn protocols(work: &Work, peer: &str, http: [&str; 2], grpc: [&str; 2]) -> Result<(), Failure> {
     for (form, question, addresses) in [
         ("JSON", Question::Http(work.json().into()), http),
@@ -115,9 +115,7 @@ pub(crate) fn protocols(work: &Work, peer: &str, http: [&str; 2], grpc: [&str; 2
     ] {
         let figure = format!("{}, {form}", work.name);
         latency(&figure, peer, addresses, &question)?;
-        if form == work.crowd_asks() || form == "gRPC" {
-            crowded(&figure, peer, addresses, &question)?;
-        }
+        crowded(&figure, peer, addresses, &question)?;
     }
     Ok(())
 }
@@ -182,9 +180,17 @@ fn floor(work: &Work, library: &str, directory: &Path) -> Result<(Process, Strin
     Ok((process, address))
 }
 
-/// The agent that serves it, without a cloud, with more arguments.
-pub(crate) fn agent(work: &Work, library: &str, directory: &Path, more: &[&str]) -> Result<Agent, Failure> {
-    let flags = [&["--provider", "cpu", "--onnxruntime", library], more].concat();
+/// The agent that serves it, without a cloud, with so many instances and as many threads for each as its peers have.
+pub(crate) fn agent(
+    work: &Work,
+    library: &str,
+    directory: &Path,
+    instances: usize,
+) -> Result<Agent, Failure> {
+    let settings = directory.join(format!("{}.toml", work.name));
+    files::write(&settings, format!("[engine]\ninstances = {instances}\nthreads = {}\n", work.threads))?;
+    let settings = settings.display().to_string();
+    let flags = ["--provider", "cpu", "--onnxruntime", library, "--config", &settings];
     Agent::start_local(&directory.join(work.name), &bundle(work), &flags)
 }
 

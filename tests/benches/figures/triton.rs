@@ -1,7 +1,8 @@
 //! Triton's own server beside ours: its C++ front end, with a backend that is the bare engine (`triton_backend.rs`).
 //!
-//! The server is the one in NVIDIA's wheel, which brings none for ONNX Runtime. It runs as it ships, but for
-//! metrics, which it serves at a port of their own. Both have as many instances of a model as cores and threads allow.
+//! The server is the one in NVIDIA's wheel, which brings no backend for ONNX Runtime. It serves no metrics, its models are
+//! described to it, and the backend reports no statistics, which Triton's own do; otherwise it runs as it ships. Both have as many
+//! instances of a model as cores and threads allow.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,16 +14,16 @@ use e2e::mosquitto::free_port;
 use e2e::process::{Failure, Process, wait_until};
 use engine::TensorSpec;
 
+use crate::installed::{installed, same_answer};
 use crate::measure::skipped;
-use crate::peer::{installed, same_answer};
 use crate::sample;
 use crate::serving::{address, agent, memory, protocols};
 use crate::work::Work;
 
-const NAME: &str = "Triton 2.51 (C++) and ONNX Runtime";
+const NAME: &str = "Triton 2.51 (C++) with the bare engine";
 
-/// What pip installs for it; what its Python half needs is not used.
-const PACKAGES: [&str; 2] = ["--no-deps", "nvidia-pytriton==0.7.0"];
+/// What pip is told; what the wheel's Python half needs is not used.
+const WORDS: [&str; 2] = ["--no-deps", "nvidia-pytriton==0.7.0"];
 
 /// What Triton calls the backend.
 const BACKEND: &str = "bare";
@@ -35,16 +36,13 @@ pub(crate) fn measure(directory: &Path) -> Result<(), Failure> {
         skipped("triton", "there is no ONNX Runtime here; run cross/onnxruntime");
         return Ok(());
     };
-    let Some(installed) = installed("triton", &PACKAGES) else { return Ok(()) };
+    let Some(installed) = installed("triton", &WORDS) else { return Ok(()) };
     let (directory, library) = (directory.join("triton"), library.display().to_string());
     let folder = directory.join("backends").join(BACKEND);
     make(&folder)?;
     copy(&backend()?, &folder.join(format!("libtriton_{BACKEND}.so")))?;
     for work in Work::all(&directory)? {
-        // As many of ours as of Triton's.
-        let settings = directory.join(format!("{}.toml", work.name));
-        files::write(&settings, format!("[engine]\ninstances = {}\n", work.instances()))?;
-        let ours = agent(&work, &library, &directory, &["--config", &settings.display().to_string()])?;
+        let ours = agent(&work, &library, &directory, work.instances())?;
         let theirs = Server::start(&installed, &work, &library, &directory)?;
         let http = [address(&ours.http), &theirs.http];
         same_answer(http, &work.infer(), &work.inputs())?;
@@ -90,7 +88,7 @@ impl Server {
             "tritonserver",
             flags.chain(["--disable-auto-complete-config".to_owned()]),
             &environment,
-            &directory.join("tritonserver.log"),
+            &directory.join(format!("{}-triton.log", work.name)),
         )?;
         let [http, grpc] = [http, grpc].map(|port| format!("127.0.0.1:{port}"));
         let client = Client::new(&format!("http://{http}"));

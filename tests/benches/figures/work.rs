@@ -19,7 +19,7 @@ pub(crate) struct Work {
     /// The model's name, and where its file is: in a folder without other models.
     pub(crate) name: &'static str,
     pub(crate) onnx: PathBuf,
-    /// Threads of one score: as the agent chooses them for it.
+    /// Threads of one score: as the agent would choose them for it.
     pub(crate) threads: usize,
     pub(crate) input: &'static str,
     pub(crate) shape: Vec<usize>,
@@ -81,11 +81,6 @@ impl Work {
     /// Instances for which there are cores.
     pub(crate) fn instances(&self) -> usize {
         (std::thread::available_parallelism().map_or(1, usize::from) / self.threads).max(1)
-    }
-
-    /// The form in which many ask at a time: what is quick to read.
-    pub(crate) fn crowd_asks(&self) -> &'static str {
-        if self.numbers.len() < 1000 { "JSON" } else { "binary" }
     }
 
     /// A request with its tensor, and the answer's, as bytes after the JSON.

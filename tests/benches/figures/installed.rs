@@ -1,6 +1,6 @@
 //! A peer that pip installs, and that it answers as ours does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use e2e::client::Client;
@@ -10,15 +10,15 @@ use serde_json::Value;
 
 use crate::measure::skipped;
 
-/// How far a number may be from the other's: what two builds of ONNX Runtime may differ by.
-const TOLERANCE: f64 = 1e-4;
+/// How far a number may be from the other's, absolutely and of that: what two builds of ONNX Runtime may differ by.
+const TOLERANCE: [f64; 2] = [1e-6, 1e-4];
 
 /// The virtual environment of a bench with these words for `pip install`, made where it is not there yet. Where it can't be had,
 /// the bench is shown as skipped.
 pub(crate) fn installed(bench: &str, wanted: &[&str]) -> Option<PathBuf> {
     let made = make(&e2e::target_root().join(format!("{bench}-venv")), wanted);
-    let needs = |why| skipped(bench, &format!("needs {} in a virtual environment: {why}", wanted.join(" ")));
-    made.map_err(needs).ok()
+    let refused = |why| skipped(bench, &format!("pip can't install {}: {why}", wanted.join(" ")));
+    made.map_err(refused).ok()
 }
 
 /// Both addresses answer the same to the same. What only describes the server, beside the outputs, may differ.
@@ -46,13 +46,16 @@ fn agrees(ours: &Value, theirs: &Value) -> bool {
                 && ours.iter().all(|(name, value)| theirs.get(name).is_some_and(|other| agrees(value, other)))
         }
         _ => match (ours.as_f64(), theirs.as_f64()) {
-            (Some(ours), Some(theirs)) => (ours - theirs).abs() <= TOLERANCE,
+            (Some(ours), Some(theirs)) => {
+                let [absolute, relative] = TOLERANCE;
+                (ours - theirs).abs() <= absolute + relative * theirs.abs()
+            }
             _ => ours == theirs,
         },
     }
 }
 
-fn make(venv: &std::path::Path, wanted: &[&str]) -> Result<PathBuf, Failure> {
+fn make(venv: &Path, wanted: &[&str]) -> Result<PathBuf, Failure> {
     let (stamp, words) = (venv.join("stamp"), wanted.join(" "));
     if std::fs::read_to_string(&stamp).is_ok_and(|found| found == words) {
         return Ok(venv.to_owned());

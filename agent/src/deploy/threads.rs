@@ -18,9 +18,13 @@ const TRIES: usize = 5;
 /// How long a machine that is busy is measured, for it needs a moment in which all cores are free.
 const LONGEST: Duration = Duration::from_millis(100);
 
-/// How often it is loaded with more threads until they pay: where a system starts them on one core, it may leave them there
-/// for longer than can be waited here (squeezenet on two idle cores: one time in six).
-const LOADS: usize = 3;
+/// How long it is loaded anew with more threads until they pay, once at the least: where a system starts them on one core, it may
+/// leave them there for longer than can be waited here (squeezenet on two idle cores: one time in six). What is slow to load is
+/// slow enough for the system to spread its threads.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// A model takes up to so many times as much while it is loaded as it does afterwards (measured: 1.6).
+const WHILE_LOADED: u64 = 2;
 
 /// More threads than one must save this part of the time, one in eight, for they take it from others.
 const WORTH: u32 = 8;
@@ -54,16 +58,9 @@ pub(super) fn load(
         let took = took.min(again);
         less + took / WORTH < took
     };
-    // A long score leaves the system time to spread the threads.
-    let loads = match took {
-        took if took < SHORT => 0,
-        took if took < LONGEST => LOADS,
-        _ => 1,
-    };
-    for _ in 0..loads {
-        if !room(alone.memory_bytes) {
-            break;
-        }
+    let begun = Instant::now();
+    while took >= SHORT && begun.elapsed() < PATIENCE && room(alone.memory_bytes.saturating_mul(WHILE_LOADED))
+    {
         let Ok(mut together) = with(each) else { break };
         match quickest([&mut alone, &mut together], inputs, pays) {
             Ok(measured) if pays(measured) => {

@@ -191,6 +191,8 @@ impl Uploader {
         // What would fill a batch need not wait, and shows by what stands behind it.
         let is_full = last + 1 < *self.appended.borrow();
         if !is_full && flight.due != Due::Now {
+            // Rows that an earlier process has left are not announced again.
+            flight.due.within(self.interval);
             return Ok(false);
         }
         let bytes: Vec<Vec<u8>> = rows.into_iter().map(|(_, bytes)| bytes).collect();

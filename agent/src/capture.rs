@@ -115,7 +115,8 @@ struct Item {
     bytes: usize,
 }
 
-/// Makes the way into `spool`. The receiver sees a change whenever rows were appended, shed or refused by the disk.
+/// Makes the way into `spool`. The receiver sees a change whenever rows were appended, shed or refused by the disk; its
+/// value is the sequence number after the last row.
 pub fn open(
     spool: Arc<Mutex<Spool>>,
     clock: RunClock,
@@ -123,7 +124,9 @@ pub fn open(
 ) -> (Capture, Writer, watch::Receiver<u64>) {
     let shared = Arc::new(Shared::new(clock, waiting.bytes));
     let (sender, queue) = sync_channel(QUEUE);
-    let (appended, watcher) = watch::channel(0);
+    // Rows may be there that an earlier process has left.
+    let next_sequence = spool.lock().unwrap_or_else(PoisonError::into_inner).next_sequence();
+    let (appended, watcher) = watch::channel(next_sequence);
     let capture = Capture { shared: shared.clone(), queue: sender };
     (capture, Writer { shared, queue, longest: waiting.time, spool, appended }, watcher)
 }

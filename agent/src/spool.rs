@@ -181,6 +181,11 @@ impl Spool {
         &self.record.stream
     }
 
+    /// The sequence number that the next row gets; all that are held have lower ones.
+    pub fn next_sequence(&self) -> u64 {
+        self.record.next
+    }
+
     /// Appends rows, all in one durable write, and returns their sequence numbers. May evict the oldest rows.
     ///
     /// # Errors

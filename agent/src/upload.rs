@@ -66,7 +66,7 @@ pub struct Uploader {
     pub clock: RunClock,
     /// Longest wait of a row for others to share its batch.
     pub interval: Duration,
-    /// Changes when rows are appended.
+    /// The sequence number after the last row; changes when rows are appended.
     pub appended: watch::Receiver<u64>,
     /// Changes when the link comes up; the value counts the connects.
     pub connects: watch::Receiver<u64>,
@@ -191,8 +191,6 @@ impl Uploader {
         // What would fill a batch need not wait, and shows by what stands behind it.
         let is_full = last + 1 < *self.appended.borrow();
         if !is_full && flight.due != Due::Now {
-            // Rows that an earlier process has left are not announced again.
-            flight.due.within(self.interval);
             return Ok(false);
         }
         let bytes: Vec<Vec<u8>> = rows.into_iter().map(|(_, bytes)| bytes).collect();

@@ -50,6 +50,22 @@ fn rows_survive_a_lost_broker_and_killed_programs_and_arrive_once() -> Result<()
     Ok(())
 }
 
+#[test]
+fn rows_that_an_earlier_process_left_wait_for_no_other() -> Result<(), Failure> {
+    // Those that were left are late enough.
+    let mut site = Site::start_with("left", &[("EDGEWISE_UPLOAD_INTERVAL", "1h")])?;
+    site.bring(1)?;
+    site.broker.kill();
+    // Some batches, the last of which is not full.
+    score(&site, &data::test_split()?, 0..1000)?;
+    site.wait_for_metric("edgewise_rows_held", |held| held == 1000)?;
+    site.restart_agent()?;
+    site.broker.restart()?;
+    site.wait_for_metric("edgewise_rows_held", |held| held == 0)?;
+    assert_eq!(site.flush()?["uploaded"], 1000);
+    Ok(())
+}
+
 fn score(site: &Site, windows: &[Window], which: Range<usize>) -> Result<(), Failure> {
     let client = site.client();
     let mut chosen = which.clone().zip(windows.iter().cycle());

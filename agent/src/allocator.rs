@@ -2,8 +2,9 @@
 //!
 //! As it comes, glibc's allocator makes a heap for each thread (up to eight per core), and stops giving large blocks
 //! back once one was freed. After 400 scores of the sample over 8 connections 10.4 and 11.4 MiB of private memory were
-//! left on two cores, and 7.6 and 8.1 MiB so (with 128 KiB of surplus), at the same speed. Giving back from 128 KiB on would have left 5.6 MiB, but
-//! a model whose tensors are of that size (magika on tract) took half as long again for each score.
+//! left on two cores, and 7.6 and 8.1 MiB so (with 128 KiB of surplus), at the same speed. Giving back from 128 KiB on
+//! would have left 5.6 MiB, but a model whose tensors are of that size (magika on tract) took half as long again for each
+//! score.
 
 /// Blocks of this many bytes or more go back to the system as soon as they are free.
 #[cfg(target_env = "gnu")]

@@ -15,8 +15,9 @@
 //! - At most two segments are open, so memory does not grow with what is held.
 //!
 //! On disk (`directory.rs`): `lock`; `ledger` (`ledger.rs`), the commit point of receipts and evictions;
-//! `reserve` (`reserve.rs`), room for reading on a full disk; `segment-*` (`segment.rs`), databases that are filled once and deleted whole; `quarantine/`. After a restart
-//! no segment is written again: sled's files grow without bound over crashes, and a fresh one can't.
+//! `reserve` (`reserve.rs`), room for reading on a full disk; `segment-*` (`segment.rs`), databases that are filled once
+//! and deleted whole; `quarantine/`. After a restart no segment is written again: sled's files grow without bound over
+//! crashes, and a fresh one can't.
 //!
 //! All calls block on the disk; the caller keeps them off its I/O threads.
 
@@ -24,6 +25,7 @@ mod damage;
 mod directory;
 mod error;
 mod ledger;
+mod read;
 mod reserve;
 mod segment;
 mod write;
@@ -40,7 +42,7 @@ pub use self::error::SpoolError;
 use self::error::{disk, is_full};
 pub use self::ledger::{DropReason, Ledger};
 use self::ledger::{LedgerFile, Record};
-use self::segment::{Segment, SegmentError};
+use self::segment::Segment;
 use crate::durable;
 
 /// The least bound: half a dozen segments of the least useful size (two of sled's log segments).
@@ -216,48 +218,6 @@ impl Spool {
         Err(SpoolError::NotStored { stored, dropped, reason, source: Box::new(error) })
     }
 
-    /// The oldest held rows with a number above `after`, in order: at most `max_rows` of them and `max_bytes`
-    /// in all, but one at least if there is one. They stay until their receipt, so several batches can be in
-    /// flight.
-    ///
-    /// # Errors
-    /// The disk refuses to be read. A damaged segment is no error: it is set aside and counted.
-    pub fn peek(
-        &mut self,
-        after: u64,
-        max_rows: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(u64, Vec<u8>)>, SpoolError> {
-        let mut rows = Vec::new();
-        let mut bytes = 0;
-        let mut from = after.saturating_add(1).max(self.record.head);
-        'full: while let Some(span) = self.spans.iter().find(|span| span.end > from) {
-            let (first, end) = (span.first, span.end);
-            from = from.max(first);
-            let group = match self.read(first, from) {
-                Ok(group) => group,
-                Err(SegmentError::Damaged(why)) => {
-                    self.quarantine(first, why)?;
-                    continue;
-                }
-                Err(error) => {
-                    let path = self.directory.join(self.name_of(first));
-                    return Err(SpoolError::segment("reading", &path, error));
-                }
-            };
-            for (number, row) in group.into_iter().take_while(|(number, _)| *number < end) {
-                if rows.len() >= max_rows || (!rows.is_empty() && bytes + row.len() > max_bytes) {
-                    break 'full;
-                }
-                bytes += row.len();
-                from = number + 1;
-                self.offered = self.offered.max(number);
-                rows.push((number, row));
-            }
-        }
-        Ok(rows)
-    }
-
     /// Takes the cloud's word that all rows through `durable_through` are safe there, and returns the last row for
     /// which it is believed: none that this process did not give out. After a restart a receipt may name more, for
     /// what the process before gave out; those rows go up again and get another. The same receipt twice changes
@@ -333,28 +293,6 @@ impl Spool {
     pub fn close(&mut self) -> Result<(), SpoolError> {
         self.close_active()?;
         self.commit(self.record.clone())
-    }
-
-    /// The rows from number `from` on that lie together in the segment that starts at `first`.
-    fn read(&mut self, first: u64, from: u64) -> Result<Vec<(u64, Vec<u8>)>, SegmentError> {
-        if let (Some(active), Some(last)) = (&self.active, self.spans.back())
-            && last.first == first
-        {
-            return active.group(from);
-        }
-        let segment = match self.reader.take() {
-            Some((open, segment)) if open == first => segment,
-            other => {
-                drop(other);
-                let path = self.directory.join(self.name_of(first));
-                let segment = reserve::load(&self.directory, &path, first)?;
-                self.shorten(first, segment.end())?;
-                segment
-            }
-        };
-        let group = segment.group(from);
-        self.reader = Some((first, segment));
-        group
     }
 
     fn name_of(&self, first: u64) -> String {

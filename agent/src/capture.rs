@@ -295,19 +295,13 @@ impl Writer {
         for (reason, rows) in shed {
             spool.shed(reason, rows);
         }
-        if !group.rows.is_empty() {
-            match spool.append(&group.rows) {
-                Ok(stored) => {
-                    self.appended.send_replace(stored.end);
-                }
-                // Counted by the spool; scoring goes on.
-                Err(error) => {
-                    tracing::warn!(%error, "captured rows were not stored");
-                    self.appended.send_modify(|_| ());
-                }
+        if !group.rows.is_empty() || shed.iter().any(|(_, rows)| *rows > 0) {
+            // Counted by the spool; scoring goes on.
+            if let Err(error) = spool.append(&group.rows) {
+                tracing::warn!(%error, "captured rows were not stored");
             }
-        } else if shed.iter().any(|(_, rows)| *rows > 0) {
-            self.appended.send_modify(|_| ());
+            // Of those that were refused some may have been stored.
+            self.appended.send_replace(spool.next_sequence());
         }
         for answer in group.settled {
             let _ = answer.send(spool.ledger().captured);

@@ -1,10 +1,11 @@
 //! The messages between a device and the cloud: one struct each, CBOR bodies, fields by name.
 //!
 //! Rules that keep old and new ends talking: unknown fields are ignored, a new field has a default, a field
-//! is never renamed or given another meaning. The golden-bytes tests at the end hold every message to that.
+//! is never renamed or given another meaning. The golden bytes in `tests.rs` hold every message to that.
 //! Bounds are checked by [`decode`] and by [`Message::check`], so whoever holds a message may trust its sizes.
 //!
-//! One file, though a long one: it is what both ends, and whoever writes a third, hold in their hands.
+//! Long, because it is what both ends, and whoever writes a third, hold in their hands; what a device says of its
+//! board is in `hardware.rs`.
 
 mod hardware;
 

@@ -1,4 +1,5 @@
-//! The way out: the oldest rows are read from their segments, which stay open while they are read through.
+//! The way out: the oldest rows are read from their segments. Beside the active one a single segment is open at a time: the
+//! one that was read before is closed first.
 
 use super::segment::SegmentError;
 use super::{Spool, SpoolError, reserve};

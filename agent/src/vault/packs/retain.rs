@@ -1,6 +1,7 @@
 //! What is no longer kept of the packs goes back to the file system.
 //!
-//! Invariant: what is moved is durable before its new entries are written, and they are before the old ones go.
+//! Invariant: what is moved is durable before its new entries are written, and they are before the old ones go; for of two
+//! entries of a chunk the later one counts.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
